@@ -1,0 +1,164 @@
+"""`MemoryReport`: the one shape in which every source answers (see docs/json.md).
+
+All sizes are int bytes. `None` means not known; 0 means known to be zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from estimator.units import format_both, format_gb, format_gib
+
+SCHEMA_VERSION = 1
+
+COMPONENTS = (
+    "weights",
+    "gradients",
+    "optimizer_states",
+    "activations",
+    "kv_cache",
+    "logits",
+    "temporaries",
+    "workspace",
+    "unattributed",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Components:
+    """What the bytes are at the peak instant; they add up to `peak.allocated_bytes`."""
+
+    weights_bytes: int = 0
+    gradients_bytes: int = 0
+    optimizer_states_bytes: int = 0
+    activations_bytes: int = 0
+    kv_cache_bytes: int = 0
+    logits_bytes: int = 0
+    temporaries_bytes: int = 0
+    workspace_bytes: int = 0
+    unattributed_bytes: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        """The sum of all components."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+    @classmethod
+    def from_names(cls, sizes: dict[str, int]) -> Components:
+        """Build from `{"weights": bytes, ...}`; missing names are 0."""
+        return cls(**{f"{name}_bytes": int(size) for name, size in sizes.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """The highest instant of the run, by counter, and where it is.
+
+    `instant` names the moment (`backward: loss`), `reason` says in one line why it is the peak.
+    """
+
+    phase: str
+    requested_bytes: int | None
+    allocated_bytes: int
+    reserved_bytes: int | None = None
+    device_bytes: int | None = None
+    instant: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One phase of the run: its highest and its last allocated bytes."""
+
+    name: str
+    peak_allocated_bytes: int
+    end_allocated_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """Parameter counts, tied ones counted once; quantized ones by their logical number."""
+
+    total: int
+    trainable: int
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An interval for peak allocated bytes at a level, and the evidence it rests on."""
+
+    low_bytes: int
+    high_bytes: int
+    level: float
+    basis: str
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryReport:
+    """What one source says about one case.
+
+    `source` is `article`, `architecture`, `trace`, `cuda` or `published`; `case` is the
+    complete case as a JSON object, with every default filled in.
+    """
+
+    source: str
+    case: dict[str, Any]
+    parameters: Parameters
+    peak: Peak
+    phases: tuple[Phase, ...]
+    components: Components
+    interval: Interval | None = None
+    assumptions: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as a JSON object of schema version `SCHEMA_VERSION`."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "source": self.source,
+            "case": self.case,
+            "parameters": _as_dict(self.parameters),
+            "peak": _as_dict(self.peak),
+            "phases": [_as_dict(phase) for phase in self.phases],
+            "components": _as_dict(self.components),
+            "interval": None if self.interval is None else _as_dict(self.interval),
+            "assumptions": list(self.assumptions),
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> MemoryReport:
+        """Read a report that `to_dict` wrote.
+
+        Raises:
+            KeyError, TypeError: when a field is missing or unknown.
+        """
+        interval = data.get("interval")
+        return cls(
+            source=data["source"],
+            case=data["case"],
+            parameters=Parameters(**data["parameters"]),
+            peak=Peak(**data["peak"]),
+            phases=tuple(Phase(**phase) for phase in data["phases"]),
+            components=Components(**data["components"]),
+            interval=None if interval is None else Interval(**interval),
+            assumptions=tuple(data.get("assumptions", ())),
+        )
+
+    def with_assumptions(self, *lines: str) -> MemoryReport:
+        """Return a copy with more assumption lines."""
+        return replace(self, assumptions=(*self.assumptions, *lines))
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{name.replace('_', ' ')}</td><td>{format_gb(size)}</td>"
+            f"<td>{format_gib(size)}</td></tr>"
+            for name in COMPONENTS
+            if (size := getattr(self.components, f"{name}_bytes"))
+        )
+        return (
+            f"<b>{self.source}: peak {format_both(self.peak.allocated_bytes)}</b>, "
+            f"in {self.peak.phase}<table>{rows}</table>"
+        )
+
+
+def _as_dict(item: Any) -> dict[str, Any]:
+    return {field.name: getattr(item, field.name) for field in fields(item)}
