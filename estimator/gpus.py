@@ -75,7 +75,9 @@ def find_gpu(name: str) -> Gpu:
 
 def workspace_bytes(gpu_name: str | None) -> int:
     """Return the cuBLAS workspace a handle for a card, or Ampere's where none is named."""
-    return DEFAULT_WORKSPACE_BYTES if gpu_name is None else find_gpu(gpu_name).cublas_workspace_bytes
+    return (
+        DEFAULT_WORKSPACE_BYTES if gpu_name is None else find_gpu(gpu_name).cublas_workspace_bytes
+    )
 
 
 def _key(name: str) -> str:
