@@ -1,0 +1,182 @@
+"""A model of PyTorch's CUDA caching allocator: pure arithmetic, no torch.
+
+It is fed allocations and frees in program order and yields what `torch.cuda.memory_stats()`
+would: requested, allocated and reserved bytes, now and at their peaks.
+
+Source: c10/cuda/CUDACachingAllocator.cpp (`round_size`, `get_allocation_size`, `should_split`,
+`get_free_block`, `free_block`, `release_cached_blocks`).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from dataclasses import dataclass
+
+from estimator.units import MIB, round_up
+
+MIN_BLOCK_BYTES = 512
+SMALL_BYTES = 1 * MIB
+SMALL_SEGMENT_BYTES = 2 * MIB
+MIN_LARGE_BYTES = 10 * MIB
+LARGE_SEGMENT_BYTES = 20 * MIB
+ROUND_LARGE_BYTES = 2 * MIB
+
+
+class OutOfMemory(Exception):
+    """The modelled card is full: `asked_bytes` could not be had, even after a retry."""
+
+    def __init__(self, asked_bytes: int, reserved_bytes: int) -> None:
+        super().__init__(f"tried to allocate {asked_bytes} bytes")
+        self.asked_bytes = asked_bytes
+        self.reserved_bytes = reserved_bytes
+
+
+@dataclass(slots=True, eq=False)
+class Block:
+    """A piece of a segment: `size_bytes` at `address`, free or handed out for `requested_bytes`."""
+
+    address: int
+    size_bytes: int
+    small: bool
+    free: bool = True
+    requested_bytes: int = 0
+    previous: Block | None = None
+    next: Block | None = None
+
+
+def round_block(size_bytes: int) -> int:
+    """Return the block size for a request: multiples of 512 B, at least one."""
+    return max(MIN_BLOCK_BYTES, round_up(size_bytes, MIN_BLOCK_BYTES))
+
+
+def segment_size(block_bytes: int) -> int:
+    """Return what is taken from the driver when no cached block fits."""
+    if block_bytes <= SMALL_BYTES:
+        return SMALL_SEGMENT_BYTES
+    if block_bytes < MIN_LARGE_BYTES:
+        return LARGE_SEGMENT_BYTES
+    return round_up(block_bytes, ROUND_LARGE_BYTES)
+
+
+class CachingAllocator:
+    """The allocator's state on one device and one stream.
+
+    Args:
+        capacity_bytes: what the driver can give in all; None for no limit. Where it is short,
+            wholly free segments are given back once (`retries`), then `OutOfMemory` is raised.
+        expandable: model `expandable_segments:True`: one growing segment a pool, so that
+            any remainder of 512 B or more is split off and reserved follows the high-water mark.
+    """
+
+    def __init__(self, capacity_bytes: int | None = None, expandable: bool = False) -> None:
+        self.capacity_bytes = capacity_bytes
+        self.expandable = expandable
+        self.requested_bytes = 0
+        self.allocated_bytes = 0
+        self.reserved_bytes = 0
+        self.peak_requested_bytes = 0
+        self.peak_allocated_bytes = 0
+        self.peak_reserved_bytes = 0
+        self.retries = 0
+        self._free: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
+        self._blocks: dict[int, Block] = {}
+        self._next_address = 0
+
+    def allocate(self, size_bytes: int) -> Block | None:
+        """Hand out a block for `size_bytes`; None for 0 bytes, for which nothing is allocated.
+
+        Raises:
+            OutOfMemory: when the capacity does not suffice.
+        """
+        if size_bytes == 0:
+            return None
+        wanted = round_block(size_bytes)
+        small = wanted <= SMALL_BYTES
+        block = self._best_fit(wanted, small) or self._new_segment(wanted, small)
+        remaining = block.size_bytes - wanted
+        if remaining >= MIN_BLOCK_BYTES if small or self.expandable else remaining > SMALL_BYTES:
+            rest = Block(block.address + wanted, remaining, small, True, 0, block, block.next)
+            if block.next is not None:
+                block.next.previous = rest
+            block.next = rest
+            block.size_bytes = wanted
+            self._put(rest)
+        block.free = False
+        block.requested_bytes = size_bytes
+        self.requested_bytes += size_bytes
+        self.allocated_bytes += block.size_bytes
+        self.peak_requested_bytes = max(self.peak_requested_bytes, self.requested_bytes)
+        self.peak_allocated_bytes = max(self.peak_allocated_bytes, self.allocated_bytes)
+        return block
+
+    def release(self, block: Block | None) -> None:
+        """Take a block back into the cache and join it with free neighbours."""
+        if block is None:
+            return
+        self.requested_bytes -= block.requested_bytes
+        self.allocated_bytes -= block.size_bytes
+        block.free = True
+        block.requested_bytes = 0
+        before, after = block.previous, block.next
+        if after is not None and after.free:
+            self._take(after)
+            self._join(block, after)
+        if before is not None and before.free:
+            self._take(before)
+            self._join(before, block)
+            block = before
+        self._put(block)
+
+    def reset_peaks(self) -> None:
+        """Set the peaks to the present values, as `reset_peak_memory_stats` does."""
+        self.peak_requested_bytes = self.requested_bytes
+        self.peak_allocated_bytes = self.allocated_bytes
+        self.peak_reserved_bytes = self.reserved_bytes
+
+    def _best_fit(self, wanted: int, small: bool) -> Block | None:
+        free = self._free[small]
+        index = bisect_left(free, (wanted, -1))
+        if index == len(free):
+            return None
+        _, address = free.pop(index)
+        return self._blocks.pop(address)
+
+    def _new_segment(self, wanted: int, small: bool) -> Block:
+        size = wanted if self.expandable else segment_size(wanted)
+        if self.expandable:
+            size = round_up(wanted, SMALL_SEGMENT_BYTES if small else LARGE_SEGMENT_BYTES)
+        if self.capacity_bytes is not None and self.reserved_bytes + size > self.capacity_bytes:
+            self.retries += 1
+            self._give_back()
+            if self.reserved_bytes + size > self.capacity_bytes:
+                raise OutOfMemory(wanted, self.reserved_bytes)
+        self.reserved_bytes += size
+        self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
+        block = Block(self._next_address, size, small)
+        # A gap of one byte keeps addresses of neighbouring segments apart.
+        self._next_address += size + 1
+        return block
+
+    def _give_back(self) -> None:
+        for small in (True, False):
+            for _, address in list(self._free[small]):
+                block = self._blocks[address]
+                if block.previous is None and block.next is None:
+                    self._take(block)
+                    self.reserved_bytes -= block.size_bytes
+
+    def _put(self, block: Block) -> None:
+        insort(self._free[block.small], (block.size_bytes, block.address))
+        self._blocks[block.address] = block
+
+    def _take(self, block: Block) -> None:
+        free = self._free[block.small]
+        free.pop(bisect_left(free, (block.size_bytes, block.address)))
+        del self._blocks[block.address]
+
+    @staticmethod
+    def _join(left: Block, right: Block) -> None:
+        left.size_bytes += right.size_bytes
+        left.next = right.next
+        if right.next is not None:
+            right.next.previous = left

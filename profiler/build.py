@@ -1,0 +1,236 @@
+"""Builds the model of a case on a device: `cuda` for a measurement, `meta` for a trace.
+
+Both sources run this same code, so what is compared is the accounting, not the model.
+Weights are random (shapes and dtypes decide memory, values do not) unless the case names a
+local checkpoint folder and the device can hold data. torch is imported inside the functions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from estimator.case import Case
+from estimator.config_source import load_config
+from estimator.errors import ModelError, UnsupportedError
+from profiler import optimizers, quantize
+
+ADAPTER_SEED = 0
+
+
+def build_model(case: Case, device: Any, weights: str = "auto") -> Any:
+    """Return the model of a case as a user would have it before the first step.
+
+    Quantized, wrapped in adapters, checkpointing enabled, in train or eval mode.
+
+    Args:
+        case: the run.
+        device: a `torch.device` or its name.
+        weights: `auto` loads a local checkpoint folder where the case names one; `random` never does.
+
+    Raises:
+        ModelError: transformers refuses the configuration.
+        UnsupportedError: transformers knows no causal language model of the type.
+    """
+    import torch
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    device = torch.device(device)
+    dtype = getattr(torch, case.dtype)
+    if weights == "auto" and device.type != "meta" and has_checkpoint(case):
+        model = _load_checkpoint(case, device, dtype)
+    else:
+        model = _build_random(case, device, dtype)
+    if case.training:
+        model = _prepare_training(case, model)
+        model.train()
+    else:
+        if case.lora is not None:
+            model = _add_adapters(case, model)
+        model.eval()
+        model.requires_grad_(False)
+    return model
+
+
+def build_optimizer(case: Case, model: Any) -> Any:
+    """Return the optimizer of a training case over the model's trainable parameters."""
+    return optimizers.build(case, model)
+
+
+def has_checkpoint(case: Case) -> bool:
+    """Whether the case names a local folder with safetensors weights."""
+    if not isinstance(case.model, str):
+        return False
+    folder = Path(case.model)
+    return folder.is_dir() and any(folder.glob("*.safetensors"))
+
+
+def build_config(case: Case) -> Any:
+    """Return the transformers configuration object of a case.
+
+    Raises:
+        ModelError: the type is unknown to transformers, or it refuses the values.
+    """
+    import transformers
+
+    source = load_config(case.model)
+    values = {
+        key: value
+        for key, value in source.config.items()
+        if key not in ("model_type", "torch_dtype", "dtype")
+    }
+    # Models at hand may name code of their own; none of it is ever run here.
+    values.pop("auto_map", None)
+    values.pop("quantization_config", None)
+    model_type = source.config["model_type"]
+    if model_type not in transformers.CONFIG_MAPPING:
+        raise UnsupportedError(
+            f"transformers {transformers.__version__} knows no model type {model_type!r}; "
+            "a newer transformers may"
+        )
+    try:
+        config = transformers.AutoConfig.for_model(model_type, **values)
+    except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
+        raise ModelError(
+            f"transformers refuses the configuration of {source.name}: {_line(error)}"
+        ) from error
+    # Trainer switches the cache off (TrainingArguments.use_cache), generate switches it on.
+    config.use_cache = not case.training
+    return config
+
+
+def _attention_name(case: Case, device: Any) -> str:
+    if device.type == "meta" and case.attention == "flash_attention_2":
+        from profiler.trace.attention import FLASH_NAME, register_flash
+
+        register_flash()
+        return FLASH_NAME
+    return case.attention
+
+
+def _build_random(case: Case, device: Any, dtype: Any) -> Any:
+    import torch
+    import transformers
+
+    config = build_config(case)
+    try:
+        # Always on meta first: what the device then holds is each parameter once, in module order,
+        # as after from_pretrained.
+        with torch.device("meta"), _cheap_initialization():
+            model = transformers.AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation=_attention_name(case, device)
+            )
+    except ImportError as error:
+        raise UnsupportedError(f"{case.model_name}: {_line(error)}") from error
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, AssertionError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ModelError(f"transformers cannot build {case.model_name}: {_line(error)}") from error
+    # Tying is part of the initialization that was left out.
+    model.tie_weights()
+    if case.quantization:
+        model = quantize.quantize_model(case, model, device, dtype)
+    if device.type != "meta":
+        materialize(model, device)
+    return model
+
+
+def materialize(model: Any, device: Any) -> None:
+    """Replace a model's meta tensors by random weights and zero buffers on `device`, in place.
+
+    Tied parameters stay tied. Values are drawn as initializers do (normal, 0.02).
+    """
+    import torch
+
+    made: dict[int, Any] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is None or parameter.device.type != "meta":
+                continue
+            if id(parameter) not in made:
+                tensor = torch.empty_like(parameter, device=device)
+                if tensor.is_floating_point():
+                    tensor.normal_(0.0, 0.02)
+                made[id(parameter)] = torch.nn.Parameter(tensor, parameter.requires_grad)
+            module._parameters[name] = made[id(parameter)]
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.device.type == "meta":
+                module._buffers[name] = torch.zeros_like(buffer, device=device)
+
+
+@contextlib.contextmanager
+def _cheap_initialization() -> Iterator[None]:
+    """Leave parameters as `torch.empty` gives them: values do not decide memory."""
+    from transformers import initialization
+
+    with initialization.no_init_weights():
+        yield
+
+
+def _load_checkpoint(case: Case, device: Any, dtype: Any) -> Any:
+    import transformers
+
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        case.model,
+        dtype=dtype,
+        device_map={"": device},
+        attn_implementation=case.attention,
+        quantization_config=quantize.quantization_config(case, dtype),
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+    )
+
+
+def _prepare_training(case: Case, model: Any) -> Any:
+    """Do what Trainer and peft do to a model before the first step, in their order."""
+    if case.lora is not None:
+        if case.quantization and case.prepare_kbit:
+            from peft import prepare_model_for_kbit_training
+
+            model = prepare_model_for_kbit_training(
+                model,
+                use_gradient_checkpointing=case.gradient_checkpointing,
+                gradient_checkpointing_kwargs={"use_reentrant": False},
+            )
+        model = _add_adapters(case, model)
+    if case.gradient_checkpointing:
+        try:
+            model.gradient_checkpointing_enable()
+        except ValueError as error:
+            raise UnsupportedError(f"{case.model_name}: {_line(error)}") from error
+    return model
+
+
+def _add_adapters(case: Case, model: Any) -> Any:
+    import peft
+
+    lora = case.lora
+    assert lora is not None
+    targets = lora.target_modules
+    config = peft.LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        use_dora=lora.use_dora,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return peft.get_peft_model(model, config)
+    except ValueError as error:
+        raise ModelError(
+            f"peft refuses the adapters of {case.model_name}: {_line(error)}"
+        ) from error
+
+
+def _line(error: BaseException) -> str:
+    """Return an exception's message as one line."""
+    text = " ".join(str(error).split())
+    return text[:300] or type(error).__name__

@@ -1,0 +1,203 @@
+"""The loops that are measured and traced: Trainer's training step, generate's prefill and decode.
+
+They are written once and run on CUDA tensors by the measurement and on meta tensors by the
+trace; an observer is told where each phase begins. Python references are dropped where Trainer
+and generate drop them, because they decide what is alive.
+
+Source: Trainer.training_step and Trainer._run_epoch; GenerationMixin._sample (transformers 5.17).
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Protocol
+
+from estimator.case import Case
+from estimator.errors import UnsupportedError
+
+TRAINING_STEPS = 3
+MAX_GRAD_NORM = 1.0
+
+
+class Observer(Protocol):
+    """What a loop tells to whoever is watching."""
+
+    def phase(self, name: str) -> None:
+        """A phase of the run begins; the one before has ended."""
+
+    def step(self, index: int) -> None:
+        """Training step `index` (from 0), or the run's only generate, begins."""
+
+
+def make_batch(case: Case, vocab_size: int, device: Any) -> dict[str, Any]:
+    """Return a full, unpadded batch: int64 tensors of shape [batch_size, sequence_length].
+
+    `input_ids`, `attention_mask` and, in training, `labels`, as Trainer's collator makes them.
+    """
+    import torch
+
+    shape = (case.batch_size, case.sequence_length)
+    batch = {
+        "input_ids": torch.randint(0, vocab_size, shape, device=device),
+        "attention_mask": torch.ones(shape, dtype=torch.int64, device=device),
+    }
+    if case.training:
+        batch["labels"] = torch.randint(0, vocab_size, shape, device=device)
+    return batch
+
+
+def training_steps(
+    model: Any,
+    optimizer: Any,
+    batch: dict[str, Any],
+    case: Case,
+    observer: Observer,
+    steps: int = TRAINING_STEPS,
+) -> None:
+    """Run Trainer's step `steps` times on one batch: forward, backward, clip, step, zero_grad.
+
+    Args:
+        batch: what `make_batch` returned; the same batch serves every micro-batch.
+        observer: hears `step(i)`, then the phases `forward`, `backward`, `optimizer_step`.
+    """
+    import torch
+
+    scaler = _grad_scaler(case, batch["input_ids"].device)
+    counts_items = None in _accepted(model)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for index in range(steps):
+        observer.step(index)
+        for _ in range(case.gradient_accumulation_steps):
+            observer.phase("forward")
+            extra = {}
+            if counts_items:
+                items = batch["labels"].ne(-100).sum() * case.gradient_accumulation_steps
+                extra["num_items_in_batch"] = items
+            with _autocast(case, batch["input_ids"].device):
+                outputs = model(**batch, **extra)
+            loss = outputs["loss"]
+            if not case.keep_logits:
+                del outputs
+            observer.phase("backward")
+            (loss if scaler is None else scaler.scale(loss)).backward()
+            # TRL's SFTTrainer still holds the outputs here; Trainer let go of them before.
+            outputs = None
+            loss = loss.detach()
+        observer.phase("optimizer_step")
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(trainable, MAX_GRAD_NORM)
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.step(optimizer)
+            scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad()
+        del norm, loss
+
+
+def generate(model: Any, batch: dict[str, Any], case: Case, observer: Observer) -> Any:
+    """Prefill the prompt, then decode greedily `max_new_tokens` tokens with the cache.
+
+    The last token's logits only, copied to fp32, argmax, one token appended to the ids: as
+    `generate` does. Returns the cache, so that its tensors can be counted.
+    """
+    import torch
+
+    assert case.max_new_tokens is not None
+    input_ids, mask = batch["input_ids"], batch["attention_mask"]
+    cache = make_cache(case, model)
+    observer.step(0)
+    with torch.no_grad(), _autocast(case, input_ids.device):
+        for index in range(case.max_new_tokens):
+            observer.phase("prefill" if index == 0 else "decode")
+            input_ids, mask = decode_one(model, cache, input_ids, mask, first=index == 0)
+    return cache
+
+
+def decode_one(model: Any, cache: Any, input_ids: Any, mask: Any, first: bool) -> tuple[Any, Any]:
+    """Run one iteration of `generate`: the whole prompt when `first`, else the newest token.
+
+    Args:
+        input_ids: [batch, tokens so far], int64.
+        mask: [batch, tokens so far], int64 ones.
+
+    Returns:
+        `input_ids` and `mask`, one token longer.
+    """
+    import torch
+
+    length = input_ids.shape[1]
+    start = 0 if first else length - 1
+    accepted = _accepted(model)
+    extra: dict[str, Any] = {}
+    if "position_ids" in accepted:
+        positions = torch.arange(start, length, device=input_ids.device)
+        extra["position_ids"] = positions.unsqueeze(0)
+    if "logits_to_keep" in accepted:
+        extra["logits_to_keep"] = 1
+    outputs = model(
+        input_ids=input_ids[:, start:].clone(memory_format=torch.contiguous_format),
+        attention_mask=mask,
+        past_key_values=cache,
+        use_cache=True,
+        **extra,
+    )
+    logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
+    del outputs
+    token = torch.argmax(logits, dim=-1)
+    input_ids = torch.cat([input_ids, token[:, None]], dim=-1)
+    mask = torch.cat([mask, mask.new_ones((mask.shape[0], 1))], dim=-1)
+    return input_ids, mask
+
+
+def make_cache(case: Case, model: Any) -> Any:
+    """Return the empty key/value cache of a case.
+
+    Raises:
+        UnsupportedError: for caches that these loops cannot fill.
+    """
+    import transformers
+
+    if case.cache == "dynamic":
+        return transformers.DynamicCache(config=model.config)
+    if case.cache == "static":
+        assert case.max_new_tokens is not None
+        return transformers.StaticCache(
+            config=model.config, max_cache_len=case.sequence_length + case.max_new_tokens
+        )
+    raise UnsupportedError(
+        f"cache {case.cache!r} cannot be traced or measured yet; use dynamic or static"
+    )
+
+
+def _accepted(model: Any) -> set[str | None]:
+    """Return the names that the model's forward takes; None stands for any further keyword.
+
+    Trainer passes `num_items_in_batch` where any keyword is taken, generate what is named.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    parameters = inspect.signature(base.forward).parameters.values()
+    return {None if p.kind is p.VAR_KEYWORD else p.name for p in parameters}
+
+
+def _autocast(case: Case, device: Any) -> Any:
+    import contextlib
+
+    import torch
+
+    if case.mixed_precision is None:
+        return contextlib.nullcontext()
+    if device.type == "meta":
+        raise UnsupportedError(
+            "autocast (mixed_precision) cannot be traced yet; measure it with gpumem profile"
+        )
+    dtype = torch.bfloat16 if case.mixed_precision == "bf16" else torch.float16
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def _grad_scaler(case: Case, device: Any) -> Any:
+    import torch
+
+    return torch.GradScaler(device.type) if case.mixed_precision == "fp16" else None

@@ -1,0 +1,68 @@
+"""Makes torch choose for meta tensors what it chooses for CUDA tensors, while a trace runs.
+
+Each replaced function names the place in torch where CUDA takes another path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.optim import adam, adamw, optimizer, sgd
+from torch.utils import _foreach_utils
+
+from profiler.trace.attention import cuda_attention
+
+_DROPOUT = torch.nn.functional.dropout
+_SOFTMAX = torch.nn.functional.softmax
+
+
+@contextlib.contextmanager
+def as_on_cuda() -> Iterator[None]:
+    """Take CUDA's paths: attention kernels, dropout, softmax, foreach and fused optimizers."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(cuda_attention())
+        stack.enter_context(_replaced(torch.nn.functional, "dropout", _dropout))
+        stack.enter_context(_replaced(torch.nn.functional, "softmax", _softmax))
+        for name in (
+            "_get_foreach_kernels_supported_devices",
+            "_get_fused_kernels_supported_devices",
+        ):
+            devices = [*getattr(_foreach_utils, name)(), "meta"]
+            for holder in (_foreach_utils, optimizer, adam, adamw, sgd):
+                if hasattr(holder, name):
+                    stack.enter_context(_replaced(holder, name, lambda devices=devices: devices))
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(holder: Any, name: str, value: Any) -> Iterator[None]:
+    original = getattr(holder, name)
+    setattr(holder, name, value)
+    try:
+        yield
+    finally:
+        setattr(holder, name, original)
+
+
+def _dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+    """CUDA runs the fused kernel, which saves a boolean mask and not a scaled one.
+
+    Source: aten/src/ATen/native/Dropout.cpp, `is_fused_kernel_acceptable`.
+    """
+    if input.device.type == "meta" and training and not inplace and 0 < p < 1 and input.numel():
+        return torch.native_dropout(input, p, True)[0]
+    return _DROPOUT(input, p, training, inplace)
+
+
+def _softmax(input: Any, dim: Any = None, _stacklevel: int = 3, dtype: Any = None) -> Any:
+    """CUDA reads fp16 and writes fp32 in one kernel, without an fp32 copy of the input.
+
+    Source: aten/src/ATen/native/SoftMax.cpp, `softmax` (half_to_float).
+    """
+    fused = input.device.type == "meta" and input.dtype == torch.float16 and dtype == torch.float32
+    if fused:
+        return torch._softmax(input, dim, True)
+    return _SOFTMAX(input, dim, _stacklevel, dtype)

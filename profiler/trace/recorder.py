@@ -1,0 +1,119 @@
+"""Records the life of every storage that a run makes on the meta device.
+
+A `TorchDispatchMode` sees each operation; the first time a storage comes out of one, it is an
+allocation, and a weak reference on it tells when it is freed. Frees come in the order in which
+CUDA's allocator would see them, because the reference counts are the same.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from profiler.trace import scratch
+from profiler.trace.timeline import Timeline
+
+_ITEM = torch.ops.aten._local_scalar_dense.default
+_MATMULS = {
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.aten.baddbmm.default,
+}
+
+
+class Recorder(TorchDispatchMode):  # type: ignore[misc]
+    """Writes a `Timeline` while it is active. It is the observer of the loops, too.
+
+    Args:
+        timeline: where events go.
+        vocab_size: tensors whose last dimension this is are logits or loss buffers.
+        workspace_bytes: cuBLAS workspace a handle; the first matrix product of the forward and
+            the first of the backward pass allocate one each (autograd's thread has its own handle).
+    """
+
+    def __init__(self, timeline: Timeline, vocab_size: int, workspace_bytes: int) -> None:
+        super().__init__()
+        self.timeline = timeline
+        self._vocab_size = vocab_size
+        self._workspace_bytes = workspace_bytes
+        self._workspaces: set[bool] = set()
+        self._alive: dict[int, tuple[int, weakref.ref[Any]]] = {}
+
+    def phase(self, name: str) -> None:
+        """Begin a phase."""
+        self.timeline.begin_phase(name)
+
+    def step(self, index: int) -> None:
+        """Begin a training step, or the run's generate."""
+        self.timeline.begin_step(index)
+
+    def register(self, tensors: Iterable[Any], component: str) -> None:
+        """Count tensors that were made before, or name the component of those already seen."""
+        for tensor in tensors:
+            if tensor.device.type != "meta":
+                continue
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if key not in self._alive:
+                self._add(storage, None)
+            self.timeline.name(self._alive[key][0], component)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _ITEM:
+            return _item(args[0])
+        if func in _MATMULS:
+            self._matmul()
+        extra = scratch.before(func, args, kwargs)
+        handles = [self.timeline.allocate(size, name) for name, size in extra]
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self._see(out)
+        elif isinstance(out, (tuple, list)):
+            for item in out:
+                if isinstance(item, torch.Tensor):
+                    self._see(item)
+        for handle in handles:
+            self.timeline.free(handle)
+        return out
+
+    def _see(self, tensor: Any) -> None:
+        if tensor.device.type != "meta":
+            return
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._alive:
+            self._add(storage, tensor)
+
+    def _add(self, storage: Any, tensor: Any) -> None:
+        key = storage._cdata
+        handle = self.timeline.allocate(storage.nbytes())
+        if tensor is not None:
+            if tensor.dim() > 1 and tensor.shape[-1] == self._vocab_size:
+                self.timeline.name(handle, "logits")
+            elif torch._C._current_graph_task_id() != -1 and torch.is_grad_enabled():
+                # A forward operation inside backward: checkpointing plays a block again.
+                self.timeline.mark_recomputed(handle)
+        alive, timeline = self._alive, self.timeline
+
+        def freed(_: Any) -> None:
+            del alive[key]
+            timeline.free(handle)
+
+        alive[key] = (handle, weakref.ref(storage, freed))
+
+    def _matmul(self) -> None:
+        in_backward = torch._C._current_graph_task_id() != -1
+        if in_backward not in self._workspaces:
+            self._workspaces.add(in_backward)
+            self.timeline.allocate(self._workspace_bytes, "workspace")
+
+
+def _item(tensor: Any) -> bool | int | float:
+    """Answer `.item()`: a mask of a full batch is all true; other values decide no memory."""
+    if tensor.dtype == torch.bool:
+        return True
+    return 1.0 if tensor.dtype.is_floating_point else 1

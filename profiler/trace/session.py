@@ -1,0 +1,214 @@
+"""One traced run: build on meta, play the loop under the recorder, replay, report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from estimator.case import Case
+from estimator.errors import UnsupportedError
+from estimator.gpus import workspace_bytes
+from estimator.report import MemoryReport, Parameters, Peak
+from profiler import build, loops
+from profiler.trace.cuda_paths import as_on_cuda
+from profiler.trace.recorder import Recorder
+from profiler.trace.timeline import Replay, Timeline, replay
+
+TRACED_STEPS = 2
+_DECODE_STEPS = 3
+"""Decode steps that are really played; what lies between is skipped, the last is the largest."""
+
+
+def trace_case(case: Case) -> MemoryReport:
+    """Trace a case and return what a GPU would need.
+
+    Raises:
+        UnsupportedError: the case cannot be traced; the message names the way out.
+        ModelError: transformers refuses the model.
+    """
+    timeline, parameters = record_timeline(case)
+    result = replay(timeline, first_step=TRACED_STEPS - 1 if case.training else 0)
+    return MemoryReport(
+        source="trace",
+        case=case.to_dict(),
+        parameters=parameters,
+        peak=Peak(
+            phase=result.peak_phase,
+            requested_bytes=result.peak_requested_bytes,
+            allocated_bytes=result.peak_allocated_bytes,
+            reserved_bytes=result.peak_reserved_bytes,
+            instant=_instant(result),
+            reason=_reason(result),
+        ),
+        phases=result.phases,
+        components=result.components,
+        assumptions=_assumptions(case),
+    )
+
+
+def record_timeline(case: Case) -> tuple[Timeline, Parameters]:
+    """Play a case on meta tensors and return its timeline and its parameter counts."""
+    timeline = Timeline()
+    with as_on_cuda():
+        model = build.build_model(case, "meta")
+        config = model.config.get_text_config()
+        recorder = Recorder(timeline, config.vocab_size, workspace_bytes(case.gpu))
+        recorder.register(_weights(model), "weights")
+        parameters = count_parameters(model)
+        # Registered before the mode is active: a batch is there when the first step begins.
+        batch = loops.make_batch(case, config.vocab_size, "meta")
+        recorder.register(batch.values(), "temporaries")
+        play = _train if case.training else _generate
+        # What the run still holds at its end stays alive until the timeline is closed.
+        held = play(case, model, batch, recorder)
+        timeline.close()
+        del held
+    return timeline, parameters
+
+
+def count_parameters(model: Any) -> Parameters:
+    """Return logical parameter counts, tied ones once; a 4-bit weight counts its elements."""
+    total = trainable = 0
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        count = parameter.numel() if state is None else state.shape.numel()
+        total += count
+        trainable += count if parameter.requires_grad else 0
+    return Parameters(total=total, trainable=trainable)
+
+
+def _train(case: Case, model: Any, batch: dict[str, Any], recorder: Recorder) -> Any:
+    watcher = _TrainingWatcher(model, recorder)
+    optimizer = build.build_optimizer(case, model)
+    watcher.optimizer = optimizer
+    with recorder:
+        loops.training_steps(model, optimizer, batch, case, watcher, steps=TRACED_STEPS)
+    return optimizer
+
+
+class _TrainingWatcher:
+    """Passes phases on, and names gradients and optimizer states where they can be seen."""
+
+    def __init__(self, model: Any, recorder: Recorder) -> None:
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._recorder = recorder
+        self.optimizer: Any = None
+
+    def step(self, index: int) -> None:
+        if index:
+            states = self.optimizer.state.values()
+            tensors = (t for state in states for t in state.values() if isinstance(t, torch.Tensor))
+            self._recorder.register(tensors, "optimizer_states")
+        self._recorder.step(index)
+
+    def phase(self, name: str) -> None:
+        grads = [p.grad for p in self._parameters if p.grad is not None]
+        self._recorder.register(grads, "gradients")
+        self._recorder.phase(name)
+
+
+def _generate(case: Case, model: Any, batch: dict[str, Any], recorder: Recorder) -> Any:
+    assert case.max_new_tokens is not None
+    ids, mask = batch.pop("input_ids"), batch.pop("attention_mask")
+    recorder.step(0)
+    with recorder, torch.no_grad():
+        cache = loops.make_cache(case, model)
+        recorder.phase("prefill")
+        ids, mask = loops.decode_one(model, cache, ids, mask, first=True)
+        _name_cache(cache, recorder)
+        steps = case.max_new_tokens - 1
+        if steps:
+            recorder.phase("decode")
+        skipped = max(0, steps - _DECODE_STEPS)
+        for index in range(steps - skipped):
+            if skipped and index == 1:
+                ids, mask = _skip(cache, ids, mask, skipped)
+            ids, mask = loops.decode_one(model, cache, ids, mask, first=False)
+            _name_cache(cache, recorder)
+    return cache, ids, mask
+
+
+def _skip(cache: Any, ids: Any, mask: Any, count: int) -> tuple[Any, Any]:
+    """Grow the cache, the ids and the mask by `count` tokens, as that many steps would."""
+    for layer in cache.layers:
+        if not hasattr(layer, "keys") or layer.keys is None:
+            raise UnsupportedError(
+                f"decode cannot be traced for a cache of {type(layer).__name__}; "
+                "trace with max_new_tokens up to 4"
+            )
+        if type(layer).__name__ == "StaticLayer":
+            layer.cumulative_length += count
+            continue
+        length = layer.keys.shape[-2] + count
+        if getattr(layer, "is_sliding", False):
+            layer.cumulative_length += count
+            length = min(length, layer.sliding_window - 1)
+        for name in ("keys", "values"):
+            old = getattr(layer, name)
+            shape = (*old.shape[:-2], length, old.shape[-1])
+            setattr(layer, name, torch.empty(shape, dtype=old.dtype, device="meta"))
+    grown = (ids.shape[0], ids.shape[1] + count)
+    return ids.new_empty(grown), mask.new_ones(grown)
+
+
+def _name_cache(cache: Any, recorder: Recorder) -> None:
+    tensors = (
+        tensor
+        for layer in cache.layers
+        for tensor in vars(layer).values()
+        if isinstance(tensor, torch.Tensor)
+    )
+    recorder.register(tensors, "kv_cache")
+
+
+def _weights(model: Any) -> Iterator[Any]:
+    """Yield every tensor that the model itself holds, in module order."""
+    for module in model.modules():
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is None:
+                continue
+            yield tensor
+            state = getattr(tensor, "quant_state", None)
+            while state is not None:
+                yield from (t for t in vars(state).values() if isinstance(t, torch.Tensor))
+                state = getattr(state, "state2", None)
+
+
+def _instant(result: Replay) -> str:
+    size, component, phase = result.largest[0]
+    return f"{result.peak_phase}: largest storage {size} B of {component} made in {phase}"
+
+
+def _reason(result: Replay) -> str:
+    components = result.components
+    names = sorted(
+        ((getattr(components, name), name) for name in components.__slots__), reverse=True
+    )
+    shares = [
+        f"{name.removesuffix('_bytes').replace('_', ' ')} {size / components.total_bytes:.0%}"
+        for size, name in names[:3]
+        if size
+    ]
+    return ", ".join(shares)
+
+
+def _assumptions(case: Case) -> tuple[str, ...]:
+    import transformers
+
+    lines = [
+        f"simulated: torch {torch.__version__.split('+')[0]}, "
+        f"transformers {transformers.__version__}, on meta tensors",
+        "full, unpadded batches",
+        "cuBLAS workspaces as "
+        + (f"on {case.gpu}" if case.gpu else "before Hopper (no gpu named)")
+        + f": {workspace_bytes(case.gpu)} B a handle",
+    ]
+    if case.training:
+        lines.append("read from the second step on, as a profiler that skips the first would")
+    elif case.max_new_tokens is not None and case.max_new_tokens - 1 > _DECODE_STEPS:
+        lines.append("decode: the first and the last two steps are played, those between skipped")
+    if case.attention == "sdpa":
+        lines.append("sdpa chooses flash, memory-efficient or math as CUDA does before Hopper")
+    return tuple(lines)
