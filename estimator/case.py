@@ -239,7 +239,7 @@ def _read_lora(name: str, value: Any) -> Lora | None:
         return None
     if not isinstance(value, Mapping):
         raise CaseError(f"{name} is {show_value(value)}, but must be an object or null", name)
-    readers = {
+    readers: dict[str, Any] = {
         "r": _read_count,
         "lora_alpha": _read_count,
         "lora_dropout": _read_fraction,
@@ -301,9 +301,7 @@ _READERS: dict[str, Any] = {
 def _complete(case: Case) -> Case:
     """Check combinations, and fill in what depends on other fields."""
     if case.double_quantization and case.quantization not in ("nf4", "fp4"):
-        _impossible(
-            case, "double_quantization", "needs quantization nf4 or fp4", case.quantization
-        )
+        _impossible(case, "double_quantization", "needs quantization nf4 or fp4", case.quantization)
     if case.method == "full" and case.lora is not None:
         _impossible(case, "lora", "needs method lora", case.method)
     if case.momentum and case.optimizer not in ("sgd", "rmsprop"):
