@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from profiler.trace import scratch
+from profiler.trace import accumulation, scratch
 from profiler.trace.timeline import Timeline
 
 _ITEM = torch.ops.aten._local_scalar_dense.default
@@ -38,6 +38,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
 
     def __init__(self, timeline: Timeline, vocab_size: int, workspace_bytes: int) -> None:
         super().__init__()
+        accumulation.unshared_counts()
         self.timeline = timeline
         self._vocab_size = vocab_size
         self._workspace_bytes = workspace_bytes
@@ -68,6 +69,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             return _item(args[0])
         if func in _MATMULS:
             self._matmul()
+        if accumulation.is_in_place(func, args, kwargs):
+            return args[0]
         extra = scratch.before(func, args, kwargs)
         handles = [self.timeline.allocate(size, name) for name, size in extra]
         out = func(*args, **(kwargs or {}))
