@@ -121,7 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _discard_output()
     except OSError as error:
         code = GpumemError.exit_code
-        _complain(f"the answer cannot be written: {error.strerror or error}")
+        what = "the answer" if error.filename is None else repr(error.filename)
+        _complain(f"{what} cannot be read or written: {error.strerror or error}")
         _discard_output()
     return code
 

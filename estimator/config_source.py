@@ -73,14 +73,15 @@ def load_config(model: str | dict[str, Any]) -> ModelConfig:
 
 
 def _read(path: Path) -> ModelConfig:
+    origin: Origin = "file"
+    name = path.stem
     if os.path.isdir(path):
+        origin = "folder"
         if not os.path.exists(path / "config.json"):
             raise ModelError(f"folder {show_value(str(path), 200)} holds no config.json")
-        name, origin = path.resolve().name, "folder"
         path = path / "config.json"
-    else:
-        origin = "file"
-        name = path.resolve().parent.name if path.name == "config.json" else path.stem
+    if path.name == "config.json":
+        name = os.path.basename(os.path.dirname(os.path.abspath(path)))
     shown = show_value(str(path), 200)
     try:
         with path.open("rb") as stream:
@@ -91,12 +92,7 @@ def _read(path: Path) -> ModelConfig:
         reason = problem.strerror or "unknown error"
         raise ModelError(f"configuration {shown} cannot be read: {reason}") from None
     config = parse_json(data, f"configuration {shown}", ModelError)
-    return _complete(
-        name or "config",
-        config,
-        "folder" if origin == "folder" else "file",
-        f"configuration {shown}",
-    )
+    return _complete(name or "config", config, origin, f"configuration {shown}")
 
 
 def _complete(name: str, config: Any, origin: Origin, what: str) -> ModelConfig:
