@@ -37,7 +37,7 @@ def read_device() -> Device | None:
             return _from_proc(Path("/proc/driver/nvidia"))
         try:
             handle = _visible_handle(nvml)
-            memory = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
+            memory = _memory(nvml, handle)
             return Device(
                 name=_text(nvml.nvmlDeviceGetName(handle)),
                 driver=_text(nvml.nvmlSystemGetDriverVersion()),
@@ -74,6 +74,14 @@ def _visible_handle(nvml: Any) -> Any:
     if first.startswith(("GPU-", "MIG-")):
         return nvml.nvmlDeviceGetHandleByUUID(first)
     return nvml.nvmlDeviceGetHandleByIndex(int(first) if first.isdecimal() else 0)
+
+
+def _memory(nvml: Any, handle: Any) -> Any:
+    try:
+        return nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
+    except nvml.NVMLError:
+        # Drivers before 510 know version 1 only, which counts the driver's reserve as used.
+        return nvml.nvmlDeviceGetMemoryInfo(handle)
 
 
 def _processes(nvml: Any, handle: Any) -> tuple[int, ...] | None:

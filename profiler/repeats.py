@@ -1,0 +1,35 @@
+"""The same case several times, each in a fresh worker: the bytes must be the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from estimator.case import Case
+from profiler.record import Record
+from profiler.workers import Worker
+
+
+def run_repeats(worker: Worker, case: Case, repeats: int) -> list[Record]:
+    """Run a case `repeats` times and return the records, flagged where they differ."""
+    return flag_unequal([worker.run(case, repeat=number + 1) for number in range(repeats)])
+
+
+def flag_unequal(records: Sequence[Record]) -> list[Record]:
+    """Return records of one case, each with a flag if what they measured is not equal to the byte.
+
+    The driver's counter is left out: it is not ours alone. Failed records count by their status.
+    """
+    if len({_measured(record) for record in records}) < 2:
+        return list(records)
+    peaks = [record.peak.allocated_bytes for record in records if record.peak is not None]
+    spread = f": peak allocated by {max(peaks) - min(peaks)} B" if len(peaks) > 1 else ""
+    return [record.with_flags(f"{len(records)} repeats differ{spread}") for record in records]
+
+
+def _measured(record: Record) -> tuple[object, ...]:
+    peak, measurement = record.peak, record.measurement
+    if peak is None:
+        return (record.status,)
+    counts = (peak.phase, peak.requested_bytes, peak.allocated_bytes, peak.reserved_bytes)
+    phases = () if measurement is None else measurement.phases
+    return (record.status, *counts, *phases)
