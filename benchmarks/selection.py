@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from estimator.errors import GpumemError, show_value
 
+
+class Named(Protocol):
+    """Anything with an id that `-k` can match."""
+
+    @property
+    def id(self) -> str: ...
+
+
 T = TypeVar("T")
+N = TypeVar("N", bound=Named)
 Predicate = Callable[[str], bool]
 
 _DURATION = re.compile(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9}(?:\.\d{1,9})?)s?)?")
@@ -110,6 +119,22 @@ def take_shard(items: Sequence[T], shard: tuple[int, int]) -> list[T]:
     """Return every N-th item from the I-th on: the N shards cover all items exactly once."""
     index, count = shard
     return list(items[index - 1 :: count])
+
+
+def select(items: Sequence[N], expression: str | None, shard: str | None) -> list[N]:
+    """Return the items that `-k` matches, and of those the shard's.
+
+    Raises:
+        SelectionError: when an option cannot be read, or nothing is left to `-k`.
+    """
+    chosen = list(items)
+    part = None if shard is None else parse_shard(shard)
+    if expression is not None:
+        test = parse_expression(expression)
+        chosen = [item for item in chosen if test(item.id)]
+        if not chosen:
+            raise SelectionError(f"-k {show_value(expression)} matches none of {len(items)} cases")
+    return chosen if part is None else take_shard(chosen, part)
 
 
 def parse_duration(text: str, option: str) -> float:
