@@ -14,16 +14,16 @@ CONTEXT_HIGH_BYTES = 563 * MIB
 """CUDA context: 0.2 to 0.55 GiB by GPU and driver (docs/counters.md); in no PyTorch counter."""
 
 SLACK = 0.05
-"""Share of the peak to keep free for the allocator's unused parts of segments."""
+"""Share of an allocated peak to keep free for unused parts of the allocator's segments."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """Whether a run fits on a card.
 
-    `fits`: the peak, the highest context and 5 % of the peak are below the card's memory;
-    `tight`: the peak and the lowest context are; else `does not fit`. `headroom_bytes` is the
-    card's memory minus the peak, negative where it is short.
+    `fits`: the peak, the largest context and (where only the allocated peak is known) 5 % of the
+    peak are within the card's memory; `tight`: the peak and the smallest context are; else
+    `does not fit`. `headroom_bytes` is the card's memory minus the peak, negative where short.
     """
 
     state: Literal["fits", "tight", "does not fit"]
@@ -33,12 +33,14 @@ class Verdict:
 
 def judge(report: MemoryReport, gpu: Gpu) -> Verdict:
     """Compare a report's peak (reserved where known, else allocated) with a card."""
-    need = report.peak.reserved_bytes or report.peak.allocated_bytes
+    reserved = report.peak.reserved_bytes
+    need = report.peak.allocated_bytes if reserved is None else reserved
+    slack = SLACK * need if reserved is None else 0
     headroom = gpu.memory_bytes - need
     state: Literal["fits", "tight", "does not fit"]
     if headroom < CONTEXT_LOW_BYTES:
         state = "does not fit"
-    elif headroom < CONTEXT_HIGH_BYTES + SLACK * need:
+    elif headroom < CONTEXT_HIGH_BYTES + slack:
         state = "tight"
     else:
         state = "fits"
