@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from estimator.case import Case
 from estimator.config_source import ModelConfig, load_config
-from estimator.errors import ModelError, UnsupportedError, show_value
+from estimator.errors import CaseError, ModelError, UnsupportedError, show_value
 from estimator.report import Components, MemoryReport, Parameters, Peak, Phase
 from estimator.units import ceil_div
+
+if TYPE_CHECKING:
+    from estimator.spec import ModelSpec
 
 PRECISION_BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "int8": 8, "nf4": 4, "fp4": 4}
 """Bits a value, flat for every parameter and for the KV cache (article, "Precision")."""
@@ -203,7 +206,7 @@ _MAX_SIZE = 2**31 - 1
 def read_shape(config: ModelConfig) -> ArticleShape:
     """Read what the article asks for from a configuration.
 
-    The parameter count is the catalogue's, or the one that `estimator.spec` derives.
+    The parameter count is the catalogue's, or the one that `estimator.families` derives.
 
     Raises:
         ModelError: when a field is missing or is not a size.
@@ -237,17 +240,41 @@ def _read_size(config: ModelConfig, name: str) -> int:
 def _parameters(config: ModelConfig) -> int:
     if config.parameters is not None:
         return config.parameters
-    from estimator.spec import parse_spec
-
-    return parse_spec(config).parameters
+    return _spec(config, "the number of parameters").parameters
 
 
 def _trainable_parameters(case: Case, config: ModelConfig, shape: ArticleShape) -> int:
-    if case.lora is None:
+    """Return all parameters, or those of the adapters: r (inputs + outputs) a target."""
+    lora = case.lora
+    if lora is None:
         return shape.parameters
-    from estimator.spec import parse_spec
+    spec = _spec(config, "the number of the adapters' parameters")
+    linears = [linear for layer in spec.layers for linear in layer.linears]
+    if lora.target_modules != "all-linear":
+        linears = [item for item in (*linears, spec.head) if item.name in lora.target_modules]
+    if not linears:
+        raise CaseError(
+            f"lora.target_modules is {show_value(lora.target_modules)}, "
+            f"but {config.name} has no such linear modules",
+            "lora.target_modules",
+        )
+    magnitudes = 1 if lora.use_dora else 0
+    return sum(
+        lora.r * (linear.inputs + linear.outputs) + magnitudes * linear.outputs
+        for linear in linears
+    )
 
-    return parse_spec(config).adapter_parameters(case.lora)
+
+def _spec(config: ModelConfig, what: str) -> ModelSpec:
+    from estimator.families import parse_spec
+
+    try:
+        return parse_spec(config)
+    except UnsupportedError:
+        raise UnsupportedError(
+            f"the article's formulas need {what}, which is not known for {config.name} "
+            f"(model type {show_value(config.model_type)}): use gpumem trace"
+        ) from None
 
 
 def _optimizer_rule(optimizer: str) -> str:

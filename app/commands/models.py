@@ -11,7 +11,7 @@ from app.output import table
 from estimator.catalogue import CatalogueEntry, entries
 from estimator.config_source import ModelConfig
 from estimator.errors import ModelError, UnsupportedError
-from estimator.spec import parse_spec
+from estimator.families import parse_spec
 
 
 @click.command()
@@ -23,7 +23,7 @@ def models(ctx: click.Context, words: tuple[str, ...], as_json: bool, quiet: boo
     """List the model catalogue.
 
     FILTER: words that the name or the model type contains, ignoring case. The last column says
-    whether `estimate` has formulas for the type; `--formulas article` and `trace` know more.
+    whether `gpumem estimate` has formulas for it; `--formulas article` and `trace` know more.
     """
     found = [entry for entry in entries() if _matches(entry, words)]
     if as_json:
@@ -34,18 +34,18 @@ def models(ctx: click.Context, words: tuple[str, ...], as_json: bool, quiet: boo
     if asked_quiet(ctx, quiet):
         click.echo("\n".join(entry.name for entry in found))
         return
-    rows = [["model", "type", "parameters", "formulas"]]
+    rows = [["model", "type", "params", "ours"]]
     rows += [
         [
             entry.name,
             entry.model_type,
-            f"{entry.parameters / 1e9:.3f} B",
+            _short(entry.parameters),
             "yes" if knows(entry) else "no",
         ]
         for entry in found
     ]
     click.echo(table(rows, left=2))
-    click.echo(f"{len(found)} of {len(entries())} models")
+    click.echo(f"{len(found)} of {len(entries())} models; ours: `gpumem estimate` has formulas")
 
 
 def knows(entry: CatalogueEntry) -> bool:
@@ -55,6 +55,11 @@ def knows(entry: CatalogueEntry) -> bool:
     except (UnsupportedError, ModelError):
         return False
     return True
+
+
+def _short(count: int) -> str:
+    """Return a count in four digits: `1.236 B`, `124.4 M`."""
+    return f"{count / 1e9:.4g} B" if count >= 10**9 else f"{count / 1e6:.4g} M"
 
 
 def _matches(entry: CatalogueEntry, words: tuple[str, ...]) -> bool:

@@ -17,7 +17,7 @@ from estimator.article import (
 )
 from estimator.case import OPTIMIZERS, Case
 from estimator.catalogue import entries
-from estimator.errors import ModelError, UnsupportedError
+from estimator.errors import CaseError, ModelError, UnsupportedError
 from estimator.units import GIB
 
 LLAMA_3_8B = ArticleShape(8_000_000_000, 4096, 32, 32)
@@ -134,6 +134,34 @@ def test_every_optimizer_has_a_rule_or_a_way_out(optimizer: str) -> None:
     else:
         with pytest.raises(UnsupportedError, match="--formulas architecture"):
             estimate_article(run)
+
+
+@pytest.mark.parametrize(
+    ("lora", "trainable"),
+    [
+        # 32 layers of q, k, v, o (4096 to 4096, 1024, 1024, 4096), gate, up, down (14336)
+        ({}, 32 * 16 * (2 * 8192 + 2 * 5120 + 3 * 18432)),
+        ({"r": 8, "target_modules": ["q_proj", "v_proj"]}, 32 * 8 * (8192 + 5120)),
+        ({"r": 1, "target_modules": ["q_proj"], "use_dora": True}, 32 * (8192 + 4096)),
+    ],
+)
+def test_adapters_are_what_is_trained(lora: dict[str, object], trainable: int) -> None:
+    report = estimate_article(case(task="training", method="lora", lora=lora))
+    assert report.parameters.trainable == trainable
+    assert report.components.gradients_bytes == 4 * trainable
+    assert report.components.weights_bytes == 2 * 8_030_261_248
+    assert "the adapters' own weights are not counted" in report.assumptions
+
+
+def test_adapters_without_a_target_are_refused() -> None:
+    lora = {"target_modules": ["nonesuch"]}
+    with pytest.raises(CaseError, match=r"lora.target_modules .* no such linear modules"):
+        estimate_article(case(task="training", method="lora", lora=lora))
+
+
+def test_unknown_type_without_a_count_names_the_way_out() -> None:
+    with pytest.raises(UnsupportedError, match=r"'new' *.*gpumem trace"):
+        estimate_article(Case.from_dict({"model": {"model_type": "new", "hidden_size": 8}}))
 
 
 @pytest.mark.parametrize(
