@@ -75,6 +75,7 @@ def render_report(comparison: Comparison, offenders: Sequence[Offender] = ()) ->
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters |= {"gb": format_gb, "gib": format_gib, "signed": format_error}
     return environment.get_template("report.html.j2").render(_page(comparison, offenders))

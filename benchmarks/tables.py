@@ -189,6 +189,12 @@ def _cell(text: str) -> str:
 
 
 def _wrapped(line: str, indent: str) -> list[str]:
+    # A path stays whole, however long: people copy it.
     return textwrap.wrap(
-        line, WIDTH, initial_indent=indent, subsequent_indent=indent + "  ", break_on_hyphens=False
+        line,
+        WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent + "  ",
+        break_on_hyphens=False,
+        break_long_words=False,
     )
