@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from estimator.case import Case
+from profiler import workers
 from profiler.record import Record
 from profiler.worker_process import worker_variables
 from profiler.workers import Worker
@@ -260,6 +261,22 @@ def test_a_worker_that_dies_after_its_answer_is_flagged() -> None:
         record = worker.run(CASE)
     assert record.status == "ok"
     assert record.flags == ("the worker answered and then ended with exit code 5",)
+
+
+def test_a_worker_that_does_not_end_after_its_answer_is_killed_and_flagged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(workers, "_EXIT_GRACE_S", 0.2)
+    body = """
+    import atexit, time
+    atexit.register(lambda: time.sleep(600))
+    serve(answer)
+    """
+    with Worker("cuda", 20, script(body, good=True)) as worker:
+        record = worker.run(CASE)
+    assert record.status == "ok"
+    assert record.flags == ("the worker did not end after it answered and was killed",)
+    assert wait_until_gone(pid_of(record))
 
 
 def test_a_command_that_cannot_start() -> None:
