@@ -124,7 +124,7 @@ def compare_estimates(
             except GpumemError as error:
                 left_out.append(LeftOut(label, f"no {formulas} estimate: {error}"))
         rows.append(Row(case_id, label, reference, compared, entry.flags))
-    notes = [*_mixed(side), *_several_sources(side)]
+    notes = [*side.notes(), *_several_sources(side)]
     base, new = ("estimates", side.name) if estimates_first else (side.name, "estimates")
     return Comparison(
         kind="estimates",
@@ -163,7 +163,7 @@ def compare_records(base: Side, new: Side, across_environments: bool = False) ->
         flags = (*(f"base: {flag}" for flag in ours.flags), *(f"new: {f}" for f in theirs.flags))
         rows.append(Row(ours.case.case_id, label, reference, {"new": answer}, flags))
     left_out += [LeftOut(entry.case.label, f"only in {name}") for entry, name in lonely]
-    notes = [*_mixed(base), *_mixed(new)]
+    notes = [*base.notes(), *new.notes()]
     if unequal:
         notes.append(f"across environments: {_differences(*unequal[0])}")
     return Comparison(
@@ -222,11 +222,6 @@ def _ordered(rows: Iterable[Row]) -> tuple[Row, ...]:
         for row in rows
     ]
     return tuple(sorted(named, key=lambda row: (row.label.lower(), row.reference.source)))
-
-
-def _mixed(side: Side) -> Iterable[str]:
-    if len(side.environments) > 1:
-        yield f"{side.name} holds records of {len(side.environments)} environments"
 
 
 def _several_sources(side: Side) -> Iterable[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,18 @@ class Side:
         found = (entry.record.environment for entry in self.cases.values())
         return {one.environment_id: one for one in found if one is not None}
 
+    def notes(self) -> Iterator[str]:
+        """Yield what is to be known of the side as a whole, in sentences."""
+        if len(self.environments) > 1:
+            yield f"{self.name} holds records of {len(self.environments)} environments"
+        made = [entry.record.provenance for entry in self.cases.values()]
+        dirty = sum(one is not None and one.dirty is True for one in made)
+        if dirty:
+            yield (
+                f"{dirty} of {len(made)} records of {self.name} were made by code with changes "
+                "that are not committed"
+            )
+
 
 def read_side(path: str) -> Side:
     """Read the records of a folder, or the one of a file.
@@ -73,8 +85,6 @@ def _newest(case: Case, records: Iterable[Record]) -> SideCase:
     peaks = {record.peak.allocated_bytes for record in same if record.peak is not None}
     if len(peaks) > 1:
         flags.append(f"its {len(same)} repeats differ by {max(peaks) - min(peaks)} B")
-    if newest.provenance is not None and newest.provenance.dirty:
-        flags.append("made by code with changes that are not committed")
     return SideCase(case, newest, tuple(flags))
 
 

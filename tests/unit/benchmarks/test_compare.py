@@ -165,6 +165,17 @@ def test_the_newest_repeat_counts_and_a_difference_is_flagged(
     assert entry.flags == ("its 2 repeats differ by 24 B",)
 
 
+def test_records_of_code_that_is_not_committed_are_noted(
+    tmp_path: Path, make: SimpleNamespace
+) -> None:
+    clean, dirty = make.record(make.case()), make.record(make.case(batch_size=2))
+    provenance = dirty.provenance.model_copy(update={"dirty": True})
+    side = write(tmp_path, make, clean, dirty.model_copy(update={"provenance": provenance}))
+    (note,) = side.notes()
+    assert note.startswith("1 of 2 records")
+    assert "not committed" in note
+
+
 def test_a_single_record_file_is_a_side(tmp_path: Path, make: SimpleNamespace) -> None:
     write(tmp_path, make, make.record(make.case()), make.record(make.case(batch_size=2)))
     one = next(tmp_path.glob("*.json"))
