@@ -49,6 +49,20 @@ def round_block(size_bytes: int) -> int:
     return max(MIN_BLOCK_BYTES, round_up(size_bytes, MIN_BLOCK_BYTES))
 
 
+def expected_block(size_bytes: int) -> int:
+    """Return the block that a request most likely gets, without playing the allocator.
+
+    A request of 10 MiB or more that finds no cached block takes a segment rounded up to 2 MiB, and
+    a rest of up to 1 MiB is not split off: it counts as allocated, and is found again by the next
+    request of that size. Exact for the first of its size; later ones may be cut from larger blocks.
+    """
+    block = round_up(size_bytes, MIN_BLOCK_BYTES)
+    if block < MIN_LARGE_BYTES:
+        return block
+    segment = round_up(block, ROUND_LARGE_BYTES)
+    return segment if segment - block <= SMALL_BYTES else block
+
+
 def segment_size(block_bytes: int) -> int:
     """Return what is taken from the driver when no cached block fits."""
     if block_bytes <= SMALL_BYTES:

@@ -1,0 +1,297 @@
+"""Formulas of self-attention: projections, rotary positions, cache, and the kernels.
+
+Which kernel runs is CUDA's choice (`kernel`); see profiler/trace/attention.py for the same rule
+on real tensors. Source: transformers/models/llama/modeling_llama.py (`LlamaAttention.forward`,
+`apply_rotary_pos_emb`, `eager_attention_forward`), integrations/sdpa_attention.py.
+"""
+
+from __future__ import annotations
+
+from estimator.architecture.context import MAX_FLASH_HEAD, Context
+from estimator.architecture.parts import add, cast, dropout, linear, norm, scale
+from estimator.architecture.tape import PASS, Tape, Tensor
+from estimator.spec import Attention
+from estimator.units import round_up
+
+
+def masked(spec: Attention, ctx: Context) -> bool:
+    """Whether sdpa is given a mask: only for a window that the keys reach.
+
+    Source: transformers/masking_utils.py, `_ignore_causal_mask_sdpa`.
+    """
+    return spec.window is not None and ctx.keys >= spec.window
+
+
+def kernel(spec: Attention, ctx: Context) -> str:
+    """Return what runs: `eager`, `flash`, `efficient` or `math`.
+
+    Source: aten/src/ATen/native/transformers/cuda/sdp_utils.cpp, `select_sdp_backend`.
+    """
+    if ctx.attention == "eager":
+        return "eager"
+    if ctx.attention == "flash_attention_2":
+        return "flash"
+    mask = masked(spec, ctx)
+    if ctx.half and not mask and spec.head_dim <= MAX_FLASH_HEAD:
+        return "flash"
+    # Grouped heads reach the kernel only where there is no mask and the head is small.
+    grouped = spec.groups > 1 and not mask and spec.head_dim <= MAX_FLASH_HEAD
+    aligned = spec.head_dim % (8 if ctx.half else 4) == 0
+    return "efficient" if not grouped and aligned else "math"
+
+
+def attention(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Tensor, Tensor | None]:
+    """Return the block's output and, for eager, the probabilities that its caller still holds."""
+    query, key, value = _project(tape, x, spec, ctx)
+    if spec.rotary:
+        # Both originals live until both rotations are done.
+        rotated = rotate(tape, query), rotate(tape, key)
+        tape.drop(query, key)
+        query, key = rotated
+    if ctx.cached:
+        key, value = _cache(tape, key, value, spec, ctx)
+    chosen = kernel(spec, ctx)
+    probabilities: Tensor | None = None
+    if chosen == "eager":
+        out, probabilities = _eager(tape, query, key, value, spec, ctx)
+    elif chosen == "math":
+        out = _math(tape, query, key, value, spec, ctx)
+    else:
+        out = _fused(tape, query, key, value, spec, ctx, chosen)
+    result = linear(tape, out, spec.output, ctx)
+    tape.drop(out)
+    if ctx.cached:
+        # Keys and values belong to the cache.
+        tape.drop(query)
+    elif spec.fused is None:
+        tape.drop(query, key, value)
+    else:
+        tape.drop(query)
+    return result, probabilities
+
+
+def _project(
+    tape: Tape, x: Tensor, spec: Attention, ctx: Context
+) -> tuple[Tensor, Tensor, Tensor]:
+    if spec.fused is not None:
+        # One tensor, of which queries, keys and values are views.
+        fused = linear(tape, x, spec.fused, ctx)
+        return fused, fused, fused
+    assert spec.query is not None
+    assert spec.key is not None
+    assert spec.value is not None
+    query = _normed(tape, linear(tape, x, spec.query, ctx), spec, ctx)
+    key = _normed(tape, linear(tape, x, spec.key, ctx), spec, ctx)
+    value = linear(tape, x, spec.value, ctx)
+    return query, key, value
+
+
+def _normed(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> Tensor:
+    if spec.qk_norm is None:
+        return x
+    out = norm(tape, x, spec.qk_norm, ctx)
+    tape.drop(x)
+    return out
+
+
+def rotate(tape: Tape, x: Tensor) -> Tensor:
+    """`x * cos + rotate_half(x) * sin`; cos and sin are shared by all layers and not counted here."""
+    first = scale(tape, x)
+    negated = tape.op(x.count // 2, x.width, (x,), grads=(x.size,), temporaries=(x.size // 2,))
+    halves = tape.op(x.count, x.width, (negated, x), grads=(PASS, x.size))
+    tape.drop(negated)
+    second = scale(tape, halves)
+    tape.drop(halves)
+    out = add(tape, first, second)
+    tape.drop(first, second)
+    return out
+
+
+def _cache(
+    tape: Tape, key: Tensor, value: Tensor, spec: Attention, ctx: Context
+) -> tuple[Tensor, Tensor]:
+    """DynamicCache grows by concatenation: the new keys exist beside the old for a moment.
+
+    Source: transformers/cache_utils.py, `DynamicLayer.update`.
+    """
+    count = ctx.batch * ctx.keys * spec.kv_heads * spec.head_dim
+    old = count - ctx.batch * ctx.queries * spec.kv_heads * spec.head_dim
+    made = []
+    for _ in range(2):
+        made.append(tape.new(count, ctx.width, component="kv_cache"))
+        if old:
+            _free_old(tape, old, ctx.width)
+    if spec.fused is None:
+        tape.drop(key, value)
+    return made[0], made[1]
+
+
+def _free_old(tape: Tape, count: int, width: int) -> None:
+    """Free what the cache held before this step."""
+    from estimator.architecture.tape import Storage
+
+    tape.drop(Tensor(count, width, False, Storage(count * width, "kv_cache")))
+
+
+def _fused(
+    tape: Tape, query: Tensor, key: Tensor, value: Tensor, spec: Attention, ctx: Context, name: str
+) -> Tensor:
+    """Flash or memory-efficient: saves queries, keys, values, the output and a logsumexp.
+
+    Backward holds fp32 accumulators: see profiler/trace/scratch.py for their sources.
+    """
+    B, Q, a, d = ctx.batch, ctx.queries, spec.heads, spec.head_dim
+    q_bytes = B * Q * a * d * ctx.width
+    k_bytes = B * ctx.keys * spec.kv_heads * d * ctx.width
+    extra: list[Tensor] = []
+    if name == "flash":
+        rows = round_up(Q, 128)
+        wide = round_up(d, 32 if d <= 128 else 64)
+        temporaries: tuple[int, ...] = (4 * B * a * rows, 4 * B * a * rows * wide)
+        if spec.groups > 1:
+            expanded = B * ctx.keys * a * d * ctx.width
+            temporaries += (expanded, expanded)
+        logsumexp = 4 * B * a * Q
+    else:
+        temporaries = (4 * B * Q * a, 4 * B * Q * a * d)
+        logsumexp = 4 * B * a * round_up(Q, 32)
+        if masked(spec, ctx) and spec.groups > 1:
+            key, value = _repeat(tape, key, spec, ctx), _repeat(tape, value, spec, ctx)
+            extra = [key, value]
+            k_bytes = key.size
+    mask = _additive_mask(tape, spec, ctx) if name == "efficient" else None
+    same = key is query
+    inputs, grads = ((query,), (q_bytes,)) if same else ((query, key, value), (q_bytes, k_bytes, k_bytes))
+    if same:
+        # Gradients of the three views are joined into one of the whole by autograd's cat.
+        temporaries += (q_bytes, q_bytes, q_bytes)
+        grads = (3 * q_bytes,)
+    saves = inputs if mask is None else (*inputs, mask)
+    out = tape.op(
+        B * Q * a * d,
+        ctx.width,
+        inputs,
+        saves,
+        saves_out=True,
+        aux=(logsumexp,) if name == "flash" or ctx.training else (),
+        grads=grads,
+        temporaries=temporaries,
+    )
+    tape.drop(mask, *extra)
+    return out
+
+
+def _additive_mask(tape: Tape, spec: Attention, ctx: Context) -> Tensor | None:
+    """The mask of a window in the queries' dtype, rows padded to 16 keys, made by each layer.
+
+    Source: aten/src/ATen/native/transformers/attention.cpp, `convert_boolean_attn_mask`, `pad_bias`.
+    """
+    if not masked(spec, ctx):
+        return None
+    rows = ctx.batch * ctx.queries
+    mask = tape.new(rows * ctx.keys, ctx.width)
+    inverted = tape.new(rows * ctx.keys, 1)
+    tape.drop(inverted)
+    if ctx.keys % 16:
+        padded = tape.new(rows * round_up(ctx.keys, 16), ctx.width)
+        tape.drop(mask)
+        return padded
+    return mask
+
+
+def _repeat(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> Tensor:
+    """repeat_kv: a copy for every query head; backward sums over the group."""
+    count = ctx.batch * ctx.keys * spec.heads * spec.head_dim
+    return tape.op(count, x.width, (x,), grads=(x.size,))
+
+
+def _eager(
+    tape: Tape, query: Tensor, key: Tensor, value: Tensor, spec: Attention, ctx: Context
+) -> tuple[Tensor, Tensor]:
+    """Scores, mask, softmax and the weighted sum, each a tensor of its own: S**2 a head."""
+    B, Q, K, a, d = ctx.batch, ctx.queries, ctx.keys, spec.heads, spec.head_dim
+    scores_count = B * a * Q * K
+    fused = key is query
+    repeated = spec.groups > 1
+    keys = _repeat(tape, key, spec, ctx) if repeated else key
+    values = _repeat(tape, value, spec, ctx) if repeated else value
+    # matmul of four dimensions copies what is not laid out head by head.
+    copies: list[Tensor] = []
+    q_mat = query
+    if B > 1 or fused:
+        q_mat = tape.op(B * Q * a * d, ctx.width, (query,), grads=(query.size if fused else PASS,))
+        copies.append(q_mat)
+    k_mat = keys
+    if not repeated and (B > 1 or fused):
+        k_mat = tape.op(B * K * a * d, ctx.width, (keys,), grads=(keys.size if fused else PASS,))
+        copies.append(k_mat)
+    raw = tape.op(scores_count, ctx.width, (q_mat, k_mat), (q_mat, k_mat))
+    tape.drop(*copies)
+    scores = scale(tape, raw)
+    tape.drop(raw)
+    if ctx.queries > 1 or ctx.cached:
+        biased = tape.op(scores_count, ctx.width, (scores,), grads=(PASS,))
+        tape.drop(scores)
+        scores = biased
+    probabilities = _softmax(tape, scores, spec, ctx)
+    tape.drop(scores)
+    weights = dropout(tape, probabilities, spec.dropout, ctx)
+    tape.drop(probabilities)
+    v_mat = values
+    if not repeated and (B > 1 or fused):
+        v_mat = tape.op(B * K * a * d, ctx.width, (values,), grads=(values.size if fused else PASS,))
+    product = tape.op(B * Q * a * d, ctx.width, (weights, v_mat), (weights, v_mat))
+    if v_mat is not values:
+        tape.drop(v_mat)
+    out = tape.op(B * Q * a * d, ctx.width, (product,), grads=(PASS,))
+    tape.drop(product)
+    if repeated:
+        tape.drop(keys, values)
+    return out, weights
+
+
+def _softmax(tape: Tape, scores: Tensor, spec: Attention, ctx: Context) -> Tensor:
+    """Softmax saves its output; in fp32 and cast back where the family asks for it.
+
+    fp16 is read and written as fp32 by one kernel; bf16 is copied to fp32 before.
+    """
+    if spec.eager == "plain" or ctx.width == 4:
+        return tape.op(scores.count, scores.width, (scores,), saves_out=True)
+    if ctx.half == "float16":
+        wide = tape.op(scores.count, 4, (scores,), saves_out=True)
+    else:
+        scores32 = cast(tape, scores, 4)
+        wide = tape.op(scores.count, 4, (scores32,), saves_out=True)
+        tape.drop(scores32)
+    out = cast(tape, wide, ctx.width)
+    tape.drop(wide)
+    return out
+
+
+def _math(
+    tape: Tape, query: Tensor, key: Tensor, value: Tensor, spec: Attention, ctx: Context
+) -> Tensor:
+    """sdpa's math path: scaled copies of queries and keys, S**2 scores and probabilities.
+
+    Source: aten/src/ATen/native/transformers/attention.cpp, `_scaled_dot_product_attention_math`.
+    """
+    B, Q, K, a, d = ctx.batch, ctx.queries, ctx.keys, spec.heads, spec.head_dim
+    wide = B * a * d
+    q_scaled = scale(tape, query)
+    keys = _repeat(tape, key, spec, ctx) if spec.groups > 1 else tape.alias(key)
+    values = _repeat(tape, value, spec, ctx) if spec.groups > 1 else tape.alias(value)
+    causal = None
+    if Q > 1:
+        causal = tape.new(Q * K, ctx.width)
+    k_scaled = scale(tape, keys)
+    q_mat = tape.op(wide * Q, ctx.width, (q_scaled,), grads=(PASS,)) if B > 1 else tape.alias(q_scaled)
+    k_mat = tape.alias(k_scaled)
+    scores = tape.op(B * a * Q * K, ctx.width, (q_mat, k_mat), (q_mat, k_mat))
+    tape.drop(q_mat, k_mat)
+    probabilities = tape.op(scores.count, scores.width, (scores,), saves_out=True)
+    tape.drop(scores)
+    product = tape.op(wide * Q, ctx.width, (probabilities, values), (probabilities, values))
+    tape.drop(probabilities, k_scaled, q_scaled, keys, values, causal)
+    out = tape.op(wide * Q, ctx.width, (product,), grads=(PASS,))
+    tape.drop(product)
+    return out

@@ -1,0 +1,88 @@
+"""What a block's formulas need to know of the run: shapes, widths, what trains, what attends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from estimator.case import Case, Lora
+from estimator.spec import Linear
+
+WIDTHS = {"bfloat16": 2, "float16": 2, "float32": 4}
+"""Bytes of an element."""
+
+MAX_FLASH_HEAD = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The run as the blocks see it.
+
+    Symbols: B batch, Q query tokens a sequence in this pass, K keys a sequence (Q unless a cache
+    holds more), `width` bytes of an element of weights and activations.
+    """
+
+    batch: int
+    queries: int
+    keys: int
+    width: int
+    half: str | None
+    """`bfloat16` or `float16` where weights are in half precision, else None."""
+    training: bool
+    full: bool
+    """Whether the base's parameters train."""
+    lora: Lora | None
+    attention: str
+    checkpointing: bool
+    cached: bool
+    """Whether a cache is filled (inference)."""
+
+    @property
+    def tokens(self) -> int:
+        """B * Q."""
+        return self.batch * self.queries
+
+    @property
+    def adapter_width(self) -> int:
+        """Bytes of an adapter's element: peft makes them fp32 on a half-precision base."""
+        return 4
+
+    def targets(self, linear: Linear, last_layer_name: str = "lm_head") -> bool:
+        """Whether an adapter sits on a linear; `all-linear` leaves out the output layer."""
+        if self.lora is None or linear.name == last_layer_name:
+            return False
+        names = self.lora.target_modules
+        return names == "all-linear" or linear.name in names
+
+
+def training_context(case: Case) -> Context:
+    """Return the context of a training step: S queries and keys, no cache."""
+    return Context(
+        batch=case.batch_size,
+        queries=case.sequence_length,
+        keys=case.sequence_length,
+        width=WIDTHS[case.dtype],
+        half=None if case.dtype == "float32" else case.dtype,
+        training=True,
+        full=case.method == "full",
+        lora=case.lora,
+        attention=case.attention,
+        checkpointing=case.gradient_checkpointing,
+        cached=False,
+    )
+
+
+def inference_context(case: Case, queries: int, keys: int) -> Context:
+    """Return the context of a prefill (queries = keys) or of a decode step (one query)."""
+    return Context(
+        batch=case.batch_size,
+        queries=queries,
+        keys=keys,
+        width=WIDTHS[case.dtype],
+        half=None if case.dtype == "float32" else case.dtype,
+        training=False,
+        full=False,
+        lora=case.lora,
+        attention=case.attention,
+        checkpointing=False,
+        cached=True,
+    )

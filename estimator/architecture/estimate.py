@@ -1,0 +1,82 @@
+"""From a case to a `MemoryReport` of source `architecture`."""
+
+from __future__ import annotations
+
+from estimator.architecture.inference import play_inference
+from estimator.architecture.inventory import inventory
+from estimator.architecture.parts import known_activation
+from estimator.architecture.training import play_training
+from estimator.case import Case
+from estimator.config_source import ModelConfig, load_config
+from estimator.errors import UnsupportedError
+from estimator.families import parse_spec
+from estimator.gpus import workspace_bytes
+from estimator.report import MemoryReport, Parameters, Peak
+from estimator.spec import ModelSpec
+
+
+def estimate_architecture(case: Case) -> MemoryReport:
+    """Return what the architecture formulas say of a case.
+
+    Raises:
+        UnsupportedError: a model type or a setting without a formula; it names the way out.
+        ModelError: the configuration cannot be read or is impossible.
+    """
+    config = load_config(case.model)
+    spec = parse_spec(config)
+    _refuse(case, spec)
+    items = inventory(spec, case.lora)
+    run = (play_training if case.training else play_inference)(case, spec, items)
+    highest = run.highest
+    total = items.base_count + items.adapter_count
+    trains = 0 if not case.training else (items.adapter_count if case.lora else total)
+    return MemoryReport(
+        source="architecture",
+        case=case.to_dict(),
+        parameters=Parameters(total=total, trainable=trains),
+        peak=Peak(
+            phase=highest.phase,
+            requested_bytes=run.highest_requested,
+            allocated_bytes=highest.allocated,
+            instant=highest.label,
+            reason=None,
+        ),
+        phases=run.finish(),
+        components=highest.components(),
+        assumptions=_assumptions(case, config),
+    )
+
+
+def _refuse(case: Case, spec: ModelSpec) -> None:
+    """Say clearly what has no formula yet."""
+    reasons = {
+        f"quantization {case.quantization!r}": case.quantization is not None,
+        f"mixed_precision {case.mixed_precision!r}": case.mixed_precision is not None,
+        f"cache {case.cache!r}": not case.training and case.cache != "dynamic",
+        "DoRA": case.lora is not None and case.lora.use_dora,
+        f"activation {spec.layers[0].mlp.activation!r}": not known_activation(
+            spec.layers[0].mlp.activation
+        ),
+    }
+    for what, present in reasons.items():
+        if present:
+            raise UnsupportedError(
+                f"the architecture formulas do not know {what} yet: use gpumem trace, "
+                "gpumem profile on a GPU, or --formulas article"
+            )
+
+
+def _assumptions(case: Case, config: ModelConfig) -> tuple[str, ...]:
+    lines = [*config.notes, "full, unpadded batches"]
+    where = f"on {case.gpu}" if case.gpu else "before Hopper (no gpu named)"
+    lines.append(f"cuBLAS workspaces as {where}: {workspace_bytes(case.gpu)} B a handle")
+    if case.training:
+        lines.append("Trainer's step of transformers 5, read from the second step on")
+        if not case.keep_logits:
+            lines.append("the loop lets go of the logits before backward, as Trainer does")
+    else:
+        lines.append("generate: the last token's logits only, a cache that grows by concatenation")
+    if case.attention == "sdpa":
+        lines.append("sdpa chooses flash, memory-efficient or math as CUDA does before Hopper")
+    lines.append("reserved and device bytes are not estimated")
+    return tuple(lines)

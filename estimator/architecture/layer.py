@@ -1,0 +1,124 @@
+"""Formulas of a whole decoder layer, of the embeddings, and of the head with its loss.
+
+Source: transformers' `LlamaDecoderLayer.forward`, `GPT2Block.forward`, loss/loss_utils.py.
+"""
+
+from __future__ import annotations
+
+from estimator.architecture.attention import attention
+from estimator.architecture.context import Context
+from estimator.architecture.parts import activation, add, cast, dropout, linear, norm, parameter
+from estimator.architecture.tape import PASS, Tape, Tensor
+from estimator.spec import Layer, Mlp, ModelSpec
+
+
+def decoder_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
+    """Play a pre-norm layer; `x` ([B, Q, hidden]) is borrowed."""
+    normed = norm(tape, x, spec.input_norm, ctx)
+    attended, probabilities = attention(tape, normed, spec.attention, ctx)
+    tape.drop(normed)
+    attended = _residual_dropout(tape, attended, spec, ctx)
+    h = add(tape, x, attended)
+    tape.drop(attended)
+    normed = norm(tape, h, spec.post_norm, ctx)
+    fed = mlp(tape, normed, spec.mlp, ctx)
+    fed = _residual_dropout(tape, fed, spec, ctx)
+    tape.drop(normed)
+    out = add(tape, h, fed)
+    # The caller of the attention still holds the probabilities that it was handed.
+    tape.drop(fed, h, probabilities)
+    return out
+
+
+def _residual_dropout(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
+    out = dropout(tape, x, spec.dropout, ctx)
+    tape.drop(x)
+    return out
+
+
+def mlp(tape: Tape, x: Tensor, spec: Mlp, ctx: Context) -> Tensor:
+    """Gated: down(act(gate(x)) * up(x)); plain: down(act(up(x)))."""
+    if spec.gate is None:
+        inner = linear(tape, x, spec.up, ctx)
+        hidden = activation(tape, inner, spec.activation)
+        tape.drop(inner)
+    else:
+        gate = linear(tape, x, spec.gate, ctx)
+        activated = activation(tape, gate, spec.activation)
+        tape.drop(gate)
+        up = linear(tape, x, spec.up, ctx)
+        saves = tuple(t for t, other in ((activated, up), (up, activated)) if other.grad)
+        hidden = tape.op(activated.count, activated.width, (activated, up), saves)
+        tape.drop(activated, up)
+    out = linear(tape, hidden, spec.down, ctx)
+    tape.drop(hidden)
+    return out
+
+
+def embeddings(tape: Tape, spec: ModelSpec, ctx: Context) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Look the tokens up: [B, Q, hidden]; learned positions are added, Gemma's are scaled.
+
+    Returns the layers' input, and what the model's forward holds until its end: `inputs_embeds`
+    is the layers' input itself, except where positions are added to it.
+
+    Backward makes a dense gradient of the whole table, and sorts the indices first when there
+    are more than 3072 (aten/src/ATen/native/cuda/Embedding.cu).
+    """
+    count = ctx.tokens * spec.hidden_size
+    table = parameter(spec.vocab_size * spec.hidden_size, ctx.width, ctx.full)
+    sort = (8 * ctx.tokens, 8 * ctx.tokens) if ctx.tokens > 3072 else ()
+    out = tape.op(count, ctx.width, (table,), temporaries=sort)
+    if spec.embedding_scaled:
+        scaled = tape.op(count, ctx.width, (out,))
+        tape.drop(out)
+        out = scaled
+    if spec.position_rows:
+        rows = parameter(spec.position_rows * spec.hidden_size, ctx.width, ctx.full)
+        positions = tape.op(ctx.queries * spec.hidden_size, ctx.width, (rows,))
+        summed = tape.op(count, ctx.width, (out, positions), grads=(PASS, positions.size))
+        hidden = dropout(tape, summed, spec.embedding_dropout, ctx)
+        tape.drop(summed)
+        return _with_input_grads(hidden, ctx), (out, positions)
+    return _with_input_grads(out, ctx), ()
+
+
+def _with_input_grads(x: Tensor, ctx: Context) -> Tensor:
+    """Adapters with checkpointing make the embeddings' output require grad.
+
+    Source: PreTrainedModel.enable_input_require_grads.
+    """
+    if ctx.lora is not None and ctx.training and ctx.checkpointing:
+        x.grad = True
+    return x
+
+
+def final_norm(tape: Tape, x: Tensor, spec: ModelSpec, ctx: Context) -> Tensor:
+    """The norm before the head."""
+    return norm(tape, x, spec.final_norm, ctx)
+
+
+def logits(tape: Tape, x: Tensor, spec: ModelSpec, ctx: Context, rows: int) -> Tensor:
+    """The head's product for `rows` tokens: [rows, vocabulary]."""
+    weight = parameter(spec.head.weight_count, ctx.width, ctx.full)
+    saves = tuple(t for t, other in ((x, weight), (weight, x)) if other.grad)
+    return tape.op(
+        rows * spec.vocab_size, ctx.width, (weight, x), saves, viewed=True, component="logits"
+    )
+
+
+def loss(tape: Tape, scores: Tensor, ctx: Context) -> Tensor:
+    """Cross-entropy over all tokens, as ForCausalLMLoss computes it: an fp32 copy of the logits,
+    a log-softmax that is saved, and in backward two more fp32 buffers of the logits' size.
+
+    Source: transformers/loss/loss_utils.py; aten's log_softmax and nll_loss.
+    """
+    T = ctx.tokens
+    copy = cast(tape, scores, 4)
+    if copy is not scores and copy.storage is not None:
+        copy.storage.component = "logits"
+    labels = tape.new(ctx.batch * (ctx.queries + 1), 8)
+    shifted = tape.new(T, 8)
+    log_probabilities = tape.op(copy.count, 4, (copy,), saves_out=True, component="logits")
+    value = tape.op(1, 4, (log_probabilities,), (log_probabilities, shifted), aux=(4,))
+    tape.drop(log_probabilities, shifted, labels, copy)
+    return value

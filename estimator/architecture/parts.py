@@ -1,0 +1,240 @@
+"""Formulas of the small parts: casts, products, norms, linears with adapters, dropout.
+
+Each plays on a tape what its source runs. A function that takes `x` borrows it: the caller keeps
+its reference; what is returned belongs to the caller.
+"""
+
+from __future__ import annotations
+
+from estimator.architecture.context import Context
+from estimator.architecture.tape import NEW, PASS, Tape, Tensor
+from estimator.spec import Linear, Norm
+
+
+def parameter(count: int, width: int, trains: bool) -> Tensor:
+    """Return a parameter: no bytes of its own on the tape, a gradient if it trains."""
+    return Tensor(count, width, trains, None, parameter=True)
+
+
+def cast(tape: Tape, x: Tensor, width: int) -> Tensor:
+    """`x.to(dtype)`: the tensor itself where the width is the same already."""
+    if x.width == width:
+        return tape.alias(x)
+    return tape.op(x.count, width, (x,))
+
+
+def add(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
+    """`a + b`: saves nothing, passes the gradient to both."""
+    return tape.op(a.count, a.width, (a, b), grads=(PASS, PASS))
+
+
+def multiply(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
+    """`a * b`, same shapes: saves each where the other requires grad."""
+    saves = tuple(t for t, other in ((a, b), (b, a)) if other.grad)
+    return tape.op(a.count, max(a.width, b.width), (b, a), saves)
+
+
+def scale(tape: Tape, x: Tensor) -> Tensor:
+    """`x * number`: saves nothing."""
+    return tape.op(x.count, x.width, (x,))
+
+
+def dropout(tape: Tape, x: Tensor, p: float, ctx: Context) -> Tensor:
+    """CUDA's fused dropout: the output and a mask of one byte an element.
+
+    Source: aten/src/ATen/native/cuda/Dropout.cu, `native_dropout_cuda`.
+    """
+    if p == 0 or not ctx.training:
+        return tape.alias(x)
+    return tape.op(x.count, x.width, (x,), aux=(x.count,))
+
+
+def norm(tape: Tape, x: Tensor, spec: Norm, ctx: Context) -> Tensor:
+    """Normalize the last dimension of `x` ([rows, spec.size] elements)."""
+    if spec.kind == "layer":
+        return _layer_norm(tape, x, spec, ctx)
+    rows = x.count // spec.size
+    x32 = cast(tape, x, 4)
+    # pow(2) saves x; its backward makes x**1 and its double before the product.
+    squares = tape.op(x.count, 4, (x32,), (x32,), temporaries=(4 * x.count, 4 * x.count))
+    variance = tape.op(rows, 4, (squares,))
+    tape.drop(squares)
+    rstd = tape.op(rows, 4, (variance,), saves_out=True)
+    if spec.kind == "rms_fp32_scale":
+        return _scaled_in_fp32(tape, x, x32, variance, rstd, spec, ctx)
+    # The product's gradient for rstd is a full product before it is summed.
+    normed = _times_rows(tape, x32, rstd)
+    tape.drop(x32)
+    back = cast(tape, normed, x.width)
+    out = _times_weight(tape, back, parameter(spec.size, x.width, ctx.full))
+    tape.drop(back, normed, variance, rstd)
+    return out
+
+
+def _scaled_in_fp32(
+    tape: Tape,
+    x: Tensor,
+    x32: Tensor,
+    variance: Tensor,
+    rstd: Tensor,
+    spec: Norm,
+    ctx: Context,
+) -> Tensor:
+    """Gemma: (x * rstd) * (1 + weight) in fp32, then the cast.
+
+    Source: transformers/models/gemma/modeling_gemma.py, `GemmaRMSNorm.forward`.
+    """
+    tape.drop(variance)
+    normed = _times_rows(tape, x32, rstd)
+    tape.drop(rstd, x32)
+    weight = parameter(spec.size, x.width, ctx.full)
+    weight32 = tape.op(spec.size, 4, (weight,))
+    scaled = _times_weight(tape, normed, weight32)
+    tape.drop(weight32, normed)
+    out = cast(tape, scaled, x.width)
+    tape.drop(scaled)
+    return out
+
+
+def _times_rows(tape: Tape, x: Tensor, rows: Tensor) -> Tensor:
+    """`x * rows` with one number a row; backward sums a full product for the rows."""
+    return tape.op(
+        x.count,
+        x.width,
+        (rows, x),
+        (x, rows),
+        grads=(NEW, NEW),
+        temporaries=(x.size,) if rows.grad else (),
+    )
+
+
+def _times_weight(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
+    """`weight * x` with one number a column; saves x where the weight trains."""
+    saves = tuple(t for t, other in ((x, weight), (weight, x)) if other.grad)
+    temporaries = (x.size,) if weight.grad else ()
+    return tape.op(x.count, x.width, (x, weight), saves, temporaries=temporaries)
+
+
+def _layer_norm(tape: Tape, x: Tensor, spec: Norm, ctx: Context) -> Tensor:
+    """torch's LayerNorm: saves its input, mean and rstd (fp32, one a row).
+
+    Source: aten/src/ATen/native/cuda/layer_norm_kernel.cu.
+    """
+    rows = x.count // spec.size
+    weight = parameter(spec.size, x.width, ctx.full)
+    bias = parameter(spec.size, x.width, ctx.full)
+    return tape.op(
+        x.count, x.width, (x, weight, bias), (x, weight), aux=(4 * rows, 4 * rows)
+    )
+
+
+def linear(tape: Tape, x: Tensor, spec: Linear, ctx: Context, viewed: bool = True) -> Tensor:
+    """`x @ weight.T`, with an adapter where the case puts one.
+
+    Backward's gradient of a 3-D input is a view of a 2-D product (`viewed`), into which autograd
+    sums nothing in place.
+    """
+    rows = x.count // spec.inputs
+    out = _product(tape, x, spec, ctx, rows, viewed)
+    if not ctx.targets(spec):
+        return out
+    return _adapted(tape, x, out, spec, ctx, rows)
+
+
+def _product(
+    tape: Tape, x: Tensor, spec: Linear, ctx: Context, rows: int, viewed: bool
+) -> Tensor:
+    weight = parameter(spec.weight_count, x.width, ctx.full)
+    inputs: tuple[Tensor, ...] = (weight, x)
+    if spec.bias:
+        inputs = (parameter(spec.outputs, x.width, ctx.full), weight, x)
+    saves = tuple(t for t, other in ((x, weight), (weight, x)) if other.grad)
+    return tape.op(rows * spec.outputs, x.width, inputs, saves, viewed=viewed)
+
+
+def _adapted(
+    tape: Tape, x: Tensor, result: Tensor, spec: Linear, ctx: Context, rows: int
+) -> Tensor:
+    """LoRA: result + B(A(dropout(x))) * scaling, in the adapter's dtype.
+
+    Source: peft/tuners/lora/layer.py, `Linear.forward`.
+    """
+    lora = ctx.lora
+    assert lora is not None
+    width = ctx.adapter_width
+    x32 = cast(tape, x, width)
+    dropped = dropout(tape, x32, lora.lora_dropout, ctx)
+    down = _adapter(tape, dropped, rows, spec.inputs, lora.r, ctx)
+    tape.drop(dropped)
+    up = _adapter(tape, down, rows, lora.r, spec.outputs, ctx)
+    tape.drop(down)
+    scaled = scale(tape, up)
+    tape.drop(up)
+    # Where the base is in half precision, its gradient is cast back by the engine.
+    base_grad = PASS if result.width == width else NEW
+    total = tape.op(result.count, width, (result, scaled), grads=(base_grad, PASS))
+    tape.drop(scaled, result)
+    out = cast(tape, total, x.width)
+    tape.drop(total, x32)
+    return out
+
+
+def _adapter(tape: Tape, x: Tensor, rows: int, inputs: int, outputs: int, ctx: Context) -> Tensor:
+    weight = parameter(inputs * outputs, ctx.adapter_width, ctx.training)
+    return tape.op(rows * outputs, ctx.adapter_width, (weight, x), (x, weight), viewed=True)
+
+
+def activation(tape: Tape, x: Tensor, name: str) -> Tensor:
+    """The activation function of an MLP.
+
+    Raises:
+        KeyError: a name without a formula; `known_activation` tells beforehand.
+    """
+    return _ACTIVATIONS[name](tape, x)
+
+
+def known_activation(name: str) -> bool:
+    """Whether an activation has a formula."""
+    return name in _ACTIVATIONS
+
+
+def _saves_input(tape: Tape, x: Tensor) -> Tensor:
+    """silu, gelu and gelu_pytorch_tanh: one kernel that saves its input."""
+    return tape.op(x.count, x.width, (x,), (x,))
+
+
+def _saves_output(tape: Tape, x: Tensor) -> Tensor:
+    """relu: one kernel that saves its output."""
+    return tape.op(x.count, x.width, (x,), saves_out=True)
+
+
+def _gelu_new(tape: Tape, x: Tensor) -> Tensor:
+    """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x**3))), operation by operation.
+
+    Source: transformers/activations.py, `NewGELUActivation`.
+    """
+    half = scale(tape, x)
+    cube = tape.op(x.count, x.width, (x,), (x,), temporaries=(x.size, x.size))
+    cube_scaled = scale(tape, cube)
+    tape.drop(cube)
+    inner = add(tape, x, cube_scaled)
+    tape.drop(cube_scaled)
+    inner_scaled = scale(tape, inner)
+    tape.drop(inner)
+    tanh = tape.op(x.count, x.width, (inner_scaled,), saves_out=True)
+    tape.drop(inner_scaled)
+    plus_one = tape.op(x.count, x.width, (tanh,), grads=(PASS,))
+    tape.drop(tanh)
+    out = multiply(tape, half, plus_one)
+    tape.drop(half, plus_one)
+    return out
+
+
+_ACTIVATIONS = {
+    "silu": _saves_input,
+    "swish": _saves_input,
+    "gelu": _saves_input,
+    "gelu_pytorch_tanh": _saves_input,
+    "relu": _saves_output,
+    "gelu_new": _gelu_new,
+}

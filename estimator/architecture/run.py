@@ -1,0 +1,124 @@
+"""A run as a list of instants: bases, passes over blocks, and the highest of them.
+
+The ledger holds what is alive between passes, by component. Each pass over a block is played once
+a kind of layer on a tape, and its highest instant is compared from the ledger at its beginning.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from estimator.architecture.tape import Tape
+from estimator.report import Components, Phase
+
+
+@dataclass(slots=True)
+class Pass:
+    """What playing a block did: its highest instant and what it left, by component."""
+
+    tape: Tape
+    label: str
+    peak: int = 0
+    peak_event: int = 0
+    peak_requested: int = 0
+    net: dict[str, int] = field(default_factory=dict)
+    net_requested: int = 0
+
+    @classmethod
+    def of(cls, tape: Tape, label: str) -> Pass:
+        """Measure a tape from its first event to its last."""
+        peak, where = tape.peak()
+        net, net_requested = tape.totals()
+        _, at_peak = tape.totals(where)
+        return cls(tape, label, peak, where, at_peak, net, net_requested)
+
+
+@dataclass(slots=True)
+class Instant:
+    """The highest instant so far."""
+
+    allocated: int = -1
+    requested: int = 0
+    phase: str = ""
+    label: str = ""
+    base: dict[str, int] = field(default_factory=dict)
+    inside: Pass | None = None
+
+    def components(self) -> Components:
+        """Return what the bytes are: the ledger's, and those of the pass up to its peak."""
+        sizes = dict(self.base)
+        if self.inside is not None:
+            for name, size in self.inside.tape.totals(self.inside.peak_event)[0].items():
+                sizes[name] = sizes.get(name, 0) + size
+        # A pass may free what an earlier one counted under another name, as a block's input is a
+        # temporary to one and an activation to the next.
+        short = -min(0, sizes.get("temporaries", 0))
+        if short:
+            sizes["temporaries"] = 0
+            sizes["activations"] = sizes.get("activations", 0) - short
+        return Components.from_names(sizes)
+
+
+@dataclass(slots=True)
+class Run:
+    """Accumulates passes in the order of the run."""
+
+    ledger: dict[str, int] = field(default_factory=dict)
+    requested: int = 0
+    highest: Instant = field(default_factory=Instant)
+    highest_requested: int = 0
+    phases: dict[str, list[int]] = field(default_factory=dict)
+    _phase: str = "load"
+
+    @property
+    def total(self) -> int:
+        """Bytes alive now."""
+        return sum(self.ledger.values())
+
+    def begin(self, phase: str) -> None:
+        """Later changes belong to a phase."""
+        self._phase = phase
+        self.phases.setdefault(phase, [0, 0])
+        self._note(self.total)
+
+    def change(self, component: str, allocated: int, requested: int | None = None) -> None:
+        """Something appears (or with a minus goes) and stays."""
+        self.ledger[component] = self.ledger.get(component, 0) + allocated
+        self.requested += allocated if requested is None else requested
+        self._note(self.total)
+        self._compare(self.total, self.requested, self._phase, None)
+
+    def play(self, item: Pass) -> None:
+        """A block's pass runs: its peak from here, then what it leaves."""
+        total = self.total
+        self._note(total + item.peak)
+        self._compare(total + item.peak, self.requested + item.peak_requested, item.label, item)
+        for name, size in item.net.items():
+            self.ledger[name] = self.ledger.get(name, 0) + size
+        self.requested += item.net_requested
+        self._note(self.total)
+
+    def spike(self, component: str, allocated: int, requested: int, label: str) -> None:
+        """Something is alive for a moment."""
+        self.ledger[component] = self.ledger.get(component, 0) + allocated
+        self.requested += requested
+        self._note(self.total)
+        self._compare(self.total, self.requested, label, None)
+        self.ledger[component] -= allocated
+        self.requested -= requested
+
+    def finish(self) -> tuple[Phase, ...]:
+        """Return the phases with their peaks and ends."""
+        return tuple(Phase(name, peak, end) for name, (peak, end) in self.phases.items())
+
+    def _note(self, total: int) -> None:
+        known = self.phases.setdefault(self._phase, [0, 0])
+        known[0] = max(known[0], total)
+        known[1] = self.total
+
+    def _compare(self, allocated: int, requested: int, label: str, item: Pass | None) -> None:
+        self.highest_requested = max(self.highest_requested, requested)
+        if allocated > self.highest.allocated:
+            self.highest = Instant(
+                allocated, requested, self._phase, label, dict(self.ledger), item
+            )

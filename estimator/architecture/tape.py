@@ -1,0 +1,310 @@
+"""A tape of allocations and frees: what a block's forward and backward pass do to memory.
+
+The formulas of a block are written as the operations that transformers' code runs, with the bytes
+each makes and saves; the tape derives from them what is alive when: reference counts in forward,
+autograd's order in backward (newest node first), sums of gradients where a tensor is used twice.
+
+Source: torch/csrc/autograd/engine.cpp and input_buffer.cpp.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+from estimator.allocator import expected_block
+
+NEW = -1
+"""A gradient that is a new tensor of its input's size."""
+
+PASS = -2
+"""A gradient that is the incoming one itself."""
+
+
+class Storage:
+    """Bytes of memory with a reference count. `saved` is whether autograd ever kept it."""
+
+    __slots__ = ("allocated", "component", "dead", "held", "refs", "requested", "saved")
+
+    def __init__(self, size: int, component: str | None) -> None:
+        self.requested = size
+        self.allocated = expected_block(size)
+        self.component = component
+        self.refs = 1
+        self.held = 0
+        self.saved = False
+        self.dead = False
+
+    @property
+    def kind(self) -> str:
+        """The component of the report to which the bytes belong."""
+        return self.component or ("activations" if self.saved else "temporaries")
+
+
+class Tensor:
+    """A tensor of `count` elements of `width` bytes; `storage` is None for parameters.
+
+    `grad` is whether it requires grad; `parameter` whether it is a leaf that keeps its gradient.
+    """
+
+    __slots__ = ("count", "grad", "grad_made", "parameter", "storage", "width")
+
+    def __init__(
+        self, count: int, width: int, grad: bool, storage: Storage | None, parameter: bool = False
+    ) -> None:
+        self.count = count
+        self.width = width
+        self.grad = grad
+        self.storage = storage
+        self.parameter = parameter
+        self.grad_made = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of the tensor."""
+        return self.count * self.width
+
+
+@dataclass(slots=True)
+class Node:
+    """An operation as autograd remembers it."""
+
+    out: Tensor
+    inputs: tuple[Tensor, ...]
+    grads: tuple[int, ...]
+    saved: list[Storage]
+    temporaries: tuple[int, ...]
+    viewed: bool
+
+
+@dataclass(slots=True)
+class Event:
+    """An allocation (plus) or a free (minus) of a storage."""
+
+    storage: Storage
+    sign: int
+
+
+@dataclass(slots=True)
+class Tape:
+    """Records events while a block's operations are played.
+
+    Args:
+        recording: whether autograd records (training, outside of checkpointing's first pass).
+        discard: record nodes but keep nothing for backward: checkpointing's first pass.
+        accumulate: parameters have gradients already, so that new ones are added and freed.
+        stop_after: checkpointing's early stop: the number of saving nodes after which its second
+            pass ends, before the operation runs (torch/utils/checkpoint.py, `early_stop`).
+    """
+
+    recording: bool = True
+    discard: bool = False
+    accumulate: bool = False
+    stop_after: int | None = None
+    events: list[Event] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
+    saving_nodes: int = 0
+    _alive: dict[int, Storage] = field(default_factory=dict)
+    _stopped: bool = False
+
+    def new(
+        self, count: int, width: int, grad: bool = False, component: str | None = None
+    ) -> Tensor:
+        """Allocate a tensor."""
+        return Tensor(count, width, grad, self._allocate(count * width, component))
+
+    def alias(self, tensor: Tensor) -> Tensor:
+        """Return another reference to a tensor, as `x.to(x.dtype)` does."""
+        if tensor.storage is not None:
+            tensor.storage.refs += 1
+        return tensor
+
+    def drop(self, *tensors: Tensor | None) -> None:
+        """Let go of references; a storage without any is freed."""
+        for tensor in tensors:
+            if tensor is not None and tensor.storage is not None:
+                self._release(tensor.storage)
+
+    def op(
+        self,
+        count: int,
+        width: int,
+        inputs: tuple[Tensor, ...] = (),
+        saves: tuple[Tensor, ...] = (),
+        saves_out: bool = False,
+        aux: tuple[int, ...] = (),
+        grads: tuple[int, ...] | None = None,
+        temporaries: tuple[int, ...] = (),
+        viewed: bool = False,
+        scratch: tuple[int, ...] = (),
+        component: str | None = None,
+    ) -> Tensor:
+        """Play one operation and return its output.
+
+        Args:
+            count, width: elements of the output, and bytes of each.
+            inputs: tensors to which gradients flow.
+            saves: tensors that backward needs; saved only if any input requires grad.
+            saves_out: whether backward needs the output.
+            aux: bytes of further outputs that only backward needs (masks, logsumexp).
+            grads: for each input NEW, PASS, or the bytes of the tensor that backward makes.
+            temporaries: bytes that backward holds while it makes the gradients.
+            viewed: whether the gradients are views, into which no other is summed in place.
+            scratch: bytes that the forward kernel holds while it runs.
+            component: what the output is, where it is neither activation nor temporary.
+        """
+        needs = self.recording and any(tensor.grad for tensor in inputs)
+        saving = needs and bool(saves or saves_out or aux)
+        if saving:
+            self.saving_nodes += 1
+        stopping = saving and self.stop_after == self.saving_nodes
+        if stopping and not (saves_out or aux):
+            self._stop(saves)
+        extra = [self._allocate(size, None) for size in scratch]
+        out = Tensor(count, width, needs, self._allocate(count * width, component))
+        extra_outputs = [self._allocate(size, None) for size in aux]
+        for storage in extra:
+            self._release(storage)
+        kept: list[Storage] = []
+        if saving and not self.discard:
+            kept = [t.storage for t in saves if t.storage is not None]
+            if saves_out and out.storage is not None:
+                kept.append(out.storage)
+            kept += extra_outputs
+            for storage in kept:
+                storage.refs += 1
+                storage.held += 1
+                storage.saved = True
+        for storage in extra_outputs:
+            self._release(storage)
+        if needs:
+            kinds = grads if grads is not None else (NEW,) * len(inputs)
+            self.nodes.append(Node(out, inputs, kinds, kept, temporaries, viewed))
+        if stopping and (saves_out or aux):
+            self._stop(())
+        return out
+
+    def backward(self, out: Tensor, grad: Storage) -> dict[int, Storage]:
+        """Play the backward pass from `out`, whose gradient is `grad` (one reference, consumed).
+
+        Returns:
+            the gradients that reached tensors made by no node of this tape (a block's input),
+            by `id` of the tensor; the caller owns one reference to each.
+        """
+        self._stopped = False
+        buffers: dict[int, tuple[Storage, bool]] = {id(out): (grad, False)}
+        for node in reversed(self.nodes):
+            entry = buffers.pop(id(node.out), None)
+            if entry is None:
+                self._forget(node)
+                continue
+            incoming = entry[0]
+            held = [self._allocate(size, None) for size in node.temporaries]
+            made: list[tuple[Tensor, Storage, bool]] = []
+            for tensor, kind in zip(node.inputs, node.grads, strict=True):
+                if not tensor.grad:
+                    continue
+                if kind == PASS:
+                    incoming.refs += 1
+                    made.append((tensor, incoming, entry[1]))
+                else:
+                    size = tensor.size if kind == NEW else kind
+                    name = "logits" if _is_logits(tensor) else None
+                    made.append((tensor, self._allocate(size, name), node.viewed))
+            for storage in held:
+                self._release(storage)
+            self._release(incoming)
+            self._forget(node)
+            for tensor, storage, viewed in made:
+                if tensor.parameter:
+                    self._keep_gradient(tensor, storage)
+                else:
+                    self._sum(buffers, tensor, storage, viewed)
+        self.nodes.clear()
+        return {key: storage for key, (storage, _) in buffers.items()}
+
+    def peak(self) -> tuple[int, int]:
+        """Return the highest sum of allocated bytes over the events, and the event after it.
+
+        The sum starts at 0 before the first event; the peak is at least 0.
+        """
+        best, where = 0, 0
+        for index, total in enumerate(accumulate(e.sign * e.storage.allocated for e in self.events)):
+            if total > best:
+                best, where = total, index + 1
+        return best, where
+
+    def totals(self, until: int | None = None) -> tuple[dict[str, int], int]:
+        """Return net allocated bytes by component, and net requested bytes, up to an event."""
+        sizes: dict[str, int] = {}
+        requested = 0
+        for event in self.events[:until]:
+            storage = event.storage
+            kind = storage.kind
+            sizes[kind] = sizes.get(kind, 0) + event.sign * storage.allocated
+            requested += event.sign * storage.requested
+        return sizes, requested
+
+    def _allocate(self, size: int, component: str | None) -> Storage:
+        storage = Storage(size, component)
+        if self._stopped:
+            storage.dead = True
+            return storage
+        self._alive[id(storage)] = storage
+        self.events.append(Event(storage, 1))
+        return storage
+
+    def _release(self, storage: Storage) -> None:
+        storage.refs -= 1
+        if storage.refs == 0 and not storage.dead:
+            self._free(storage)
+
+    def _free(self, storage: Storage) -> None:
+        storage.dead = True
+        self._alive.pop(id(storage), None)
+        self.events.append(Event(storage, -1))
+
+    def _forget(self, node: Node) -> None:
+        for storage in node.saved:
+            storage.held -= 1
+            self._release(storage)
+        node.saved = []
+
+    def _keep_gradient(self, parameter: Tensor, storage: Storage) -> None:
+        if self.accumulate or parameter.grad_made:
+            self._release(storage)
+            return
+        parameter.grad_made = True
+        storage.component = "gradients"
+
+    def _sum(
+        self,
+        buffers: dict[int, tuple[Storage, bool]],
+        tensor: Tensor,
+        storage: Storage,
+        viewed: bool,
+    ) -> None:
+        known = buffers.get(id(tensor))
+        if known is None:
+            buffers[id(tensor)] = (storage, viewed)
+            return
+        old, old_viewed = known
+        if old.refs == 1 and not old_viewed:
+            self._release(storage)
+            return
+        total = self._allocate(tensor.size, None)
+        self._release(old)
+        self._release(storage)
+        buffers[id(tensor)] = (total, False)
+
+    def _stop(self, saved_last: tuple[Tensor, ...]) -> None:
+        """End the second pass: everything that only Python holds is freed."""
+        last = {id(tensor.storage) for tensor in saved_last}
+        for storage in list(self._alive.values()):
+            if storage.held == 0 and id(storage) not in last:
+                self._free(storage)
+        self._stopped = True
+
+
+def _is_logits(tensor: Tensor) -> bool:
+    return tensor.storage is not None and tensor.storage.component == "logits"

@@ -1,0 +1,208 @@
+"""A training step as instants: forward, backward block by block, optimizer step.
+
+Read from the second step on, when the optimizer's states and both cuBLAS workspaces exist.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from estimator.architecture import layer as blocks
+from estimator.architecture.context import Context, training_context
+from estimator.architecture.inventory import Inventory, held, trainable, weights
+from estimator.architecture.optimizer import optimizer_memory
+from estimator.architecture.run import Pass, Run
+from estimator.architecture.tape import Storage, Tape, Tensor
+from estimator.case import Case
+from estimator.gpus import workspace_bytes
+from estimator.spec import Layer, ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPasses:
+    """Forward and backward of one kind of layer.
+
+    `out_grad` is whether its output requires grad, `keeps_input` whether backward needs its input.
+    """
+
+    forward: Pass
+    backward: Pass
+    out_grad: bool
+    keeps_input: bool
+
+
+def play_training(case: Case, spec: ModelSpec, items: Inventory) -> Run:
+    """Return the run of a training case."""
+    ctx = training_context(case)
+    run = Run()
+    tensors, width = trainable(case, items)
+    optimizer = optimizer_memory(case, tensors, width)
+    gradients = held(tensors, width)
+    accumulates = case.gradient_accumulation_steps > 1
+    base = weights(case, items)
+    run.begin("load")
+    run.change("weights", base.allocated_bytes, base.requested_bytes)
+    batch = 3 * 8 * ctx.tokens
+    run.change("temporaries", batch)
+    run.change(
+        "optimizer_states", optimizer.states.allocated_bytes, optimizer.states.requested_bytes
+    )
+    run.change("workspace", 2 * workspace_bytes(case.gpu))
+    run.phases["load"] = [base.allocated_bytes, base.allocated_bytes]
+    if accumulates:
+        # The last micro-step begins with the gradients of those before.
+        run.change("gradients", gradients.allocated_bytes, gradients.requested_bytes)
+    _forward_and_backward(run, spec, ctx, accumulates, case.keep_logits)
+    run.begin("optimizer_step")
+    # What backward left besides gradients is gone; the sum of the gradients is exact.
+    run.ledger["gradients"] = gradients.allocated_bytes
+    temporary = optimizer.temporary
+    run.spike(
+        "temporaries", temporary.allocated_bytes, temporary.requested_bytes, optimizer.why
+    )
+    run.change("gradients", -gradients.allocated_bytes, -gradients.requested_bytes)
+    return run
+
+
+def _forward_and_backward(
+    run: Run, spec: ModelSpec, ctx: Context, accumulates: bool, keep_logits: bool
+) -> None:
+    run.begin("forward")
+    embedding = Tape(accumulate=accumulates)
+    hidden, held = blocks.embeddings(embedding, spec, ctx)
+    kinds = _layer_passes(spec, ctx, hidden.grad, accumulates)
+    keeps = kinds.passes[kinds.order[0]].keeps_input
+    assert hidden.storage is not None
+    hidden.storage.saved = hidden.storage.saved or keeps
+    run.play(Pass.of(embedding, "embeddings"))
+    shared = _shared_tables(spec, ctx)
+    run.change("activations", shared)
+    # The model's forward holds the first layer's input to its end, whoever else lets go of it.
+    also_held = 0 if held or keeps else hidden.storage.allocated
+    run.change("temporaries", also_held)
+    for key in kinds.order:
+        run.play(kinds.passes[key].forward)
+    head = Tape(accumulate=accumulates)
+    x = _block_input(spec, ctx, kinds.passes[kinds.order[-1]].out_grad)
+    assert x.storage is not None
+    x.storage.saved = keeps
+    normed = blocks.final_norm(head, x, spec, ctx)
+    head.drop(x)
+    run.play(Pass.of(head, "the final norm"))
+    run.change("temporaries", -also_held)
+    embedding.events.clear()
+    embedding.drop(*held)
+    run.play(Pass.of(embedding, "the model's forward returns"))
+    head.events.clear()
+    scores = blocks.logits(head, normed, spec, ctx, ctx.tokens)
+    head.drop(normed)
+    value = blocks.loss(head, scores, ctx)
+    if not keep_logits:
+        head.drop(scores)
+    run.play(Pass.of(head, f"loss over the {spec.vocab_size}-token vocabulary"))
+    run.begin("backward")
+    head.events.clear()
+    head.backward(value, Storage(0, "logits"))
+    run.play(Pass.of(head, f"backward of the loss over the {spec.vocab_size}-token vocabulary"))
+    if keep_logits and scores.storage is not None:
+        run.change("logits", -scores.storage.allocated, -scores.storage.requested)
+    for key in reversed(kinds.order):
+        run.play(kinds.passes[key].backward)
+    run.change("activations", -shared)
+    if hidden.grad and ctx.full:
+        embedding.events.clear()
+        for node in embedding.nodes:
+            _tie(node.inputs, spec)
+        embedding.backward(hidden, Storage(hidden.size, None))
+        run.play(Pass.of(embedding, "backward of the embeddings"))
+
+
+def _tie(inputs: tuple[Tensor, ...], spec: ModelSpec) -> None:
+    """A tied table has the head's gradient already: the embedding's is added to it and freed."""
+    if not spec.tied:
+        return
+    table = spec.vocab_size * spec.hidden_size
+    for tensor in inputs:
+        if tensor.parameter and tensor.count == table:
+            tensor.grad_made = True
+
+
+@dataclass(slots=True)
+class _Kinds:
+    passes: dict[tuple[int, bool], LayerPasses]
+    order: list[tuple[int, bool]]
+
+
+def _layer_passes(spec: ModelSpec, ctx: Context, in_grad: bool, accumulates: bool) -> _Kinds:
+    """Play each kind of layer once; the first layers may see an input without gradient."""
+    kinds = _Kinds({}, [])
+    numbers: dict[Layer, int] = {}
+    grad = in_grad
+    for layer in spec.layers:
+        number = numbers.setdefault(layer, len(numbers))
+        key = (number, grad)
+        if key not in kinds.passes:
+            kinds.passes[key] = _play_layer(spec, layer, ctx, grad, accumulates)
+        kinds.order.append(key)
+        grad = kinds.passes[key].out_grad
+    return kinds
+
+
+def _play_layer(
+    spec: ModelSpec, layer: Layer, ctx: Context, in_grad: bool, accumulates: bool
+) -> LayerPasses:
+    tape = Tape(discard=ctx.checkpointing, accumulate=accumulates)
+    x = _block_input(spec, ctx, in_grad)
+    out = blocks.decoder_layer(tape, x, layer, ctx)
+    assert x.storage is not None
+    assert out.storage is not None
+    if ctx.checkpointing:
+        # Checkpointing keeps the layer's input for the second pass.
+        x.storage.saved = True
+    else:
+        tape.drop(x)
+    keeps_input = x.storage.refs > 0
+    # A layer's output is the next one's input.
+    out.storage.saved = out.storage.saved or keeps_input
+    forward = Pass.of(tape, "a layer's forward")
+    if ctx.checkpointing:
+        count = tape.saving_nodes
+        tape = Tape(accumulate=accumulates, stop_after=count)
+        again = Tensor(x.count, x.width, in_grad or ctx.full, x.storage)
+        out = blocks.decoder_layer(tape, again, layer, ctx)
+        label = "a layer's recomputation and backward"
+    else:
+        tape.events.clear()
+        label = "a layer's backward"
+    incoming = Storage(out.size, None)
+    reached = tape.backward(out, incoming)
+    if ctx.checkpointing:
+        tape.drop(x)
+    if not in_grad:
+        for storage in reached.values():
+            storage.refs -= 1
+    return LayerPasses(forward, Pass.of(tape, label), out.grad, keeps_input)
+
+
+def _block_input(spec: ModelSpec, ctx: Context, grad: bool) -> Tensor:
+    """Return a block's input [B, S, hidden], allocated by the block before."""
+    size = ctx.tokens * spec.hidden_size
+    return Tensor(size, ctx.width, grad, Storage(size * ctx.width, None))
+
+
+def _shared_tables(spec: ModelSpec, ctx: Context) -> int:
+    """Return the bytes that all layers share: cos and sin [1, S, d], and eager's mask."""
+    total = 8 * ctx.queries
+    if spec.rope_tables:
+        total += 2 * ctx.queries * spec.head_dim * ctx.width
+    if ctx.attention == "eager":
+        total += ctx.batch * ctx.queries * ctx.keys * ctx.width
+    elif ctx.attention == "sdpa":
+        windows = Counter(
+            layer.attention.window
+            for layer in spec.layers
+            if layer.attention.window is not None and ctx.keys >= layer.attention.window
+        )
+        total += len(windows) * ctx.batch * ctx.queries * ctx.keys
+    return total

@@ -1,0 +1,60 @@
+"""GPT-2: layer norms, learned positions, fused query-key-value, plain MLP, dropout.
+
+Source: transformers/models/gpt2/modeling_gpt2.py.
+"""
+
+from __future__ import annotations
+
+from estimator.errors import ModelError
+from estimator.families.reader import MAX_LAYERS, ConfigReader
+from estimator.spec import Attention, Layer, Linear, Mlp, ModelSpec, Norm
+
+
+def parse(reader: ConfigReader) -> ModelSpec:
+    """GPT2LMHeadModel: tied embeddings by default; `n_inner` is 4 hidden sizes where null."""
+    hidden = reader.size("hidden_size", "n_embd")
+    heads = reader.size("num_attention_heads", "n_head")
+    count = reader.size("num_hidden_layers", "n_layer", most=MAX_LAYERS)
+    vocab = reader.size("vocab_size")
+    positions = reader.size("max_position_embeddings", "n_positions", default=1024)
+    width = reader.size("n_inner", default=4 * hidden)
+    if hidden % heads:
+        raise ModelError(
+            f"the configuration of {reader.name} is impossible: n_embd is {hidden}, "
+            f"which n_head {heads} does not divide"
+        )
+    norm = Norm("layer", hidden)
+    attention = Attention(
+        heads=heads,
+        kv_heads=heads,
+        head_dim=hidden // heads,
+        query=None,
+        key=None,
+        value=None,
+        fused=Linear("c_attn", hidden, 3 * hidden, True),
+        output=Linear("c_proj", hidden, hidden, True),
+        rotary=False,
+        dropout=reader.fraction("attn_pdrop", 0.1),
+        eager="plain",
+    )
+    mlp = Mlp(
+        gate=None,
+        up=Linear("c_fc", hidden, width, True),
+        down=Linear("c_proj", width, hidden, True),
+        activation=reader.text("activation_function", "gelu_new"),
+    )
+    layer = Layer(norm, attention, norm, mlp, dropout=reader.fraction("resid_pdrop", 0.1))
+    return ModelSpec(
+        name=reader.name,
+        model_type=reader.model_type,
+        vocab_size=vocab,
+        hidden_size=hidden,
+        layers=(layer,) * count,
+        final_norm=norm,
+        head=Linear("lm_head", hidden, vocab),
+        tied=reader.flag("tie_word_embeddings", True),
+        position_rows=positions,
+        embedding_dropout=reader.fraction("embd_pdrop", 0.1),
+        rope_tables=0,
+        max_positions=positions,
+    )

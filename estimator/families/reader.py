@@ -1,0 +1,110 @@
+"""Reads fields of a config.json strictly: sizes are whole numbers in a sane range."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from estimator.config_source import ModelConfig
+from estimator.errors import ModelError, show_value
+
+MAX_SIZE = 2**31 - 1
+MAX_LAYERS = 10_000
+
+
+class ConfigReader:
+    """Reads the configuration of one model; every error names the model and the field."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.name = config.name
+        self.config = config.config
+        self.model_type = str(config.config.get("model_type"))
+
+    def size(self, *names: str, default: int | None = None, most: int = MAX_SIZE) -> int:
+        """Return the first present field of `names`, a whole number from 1 to `most`.
+
+        A null counts as absent. Without `default` the field is required.
+        """
+        for name in names:
+            value = self.config.get(name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+                raise self.error(name, value, f"a whole number from 1 to {most}")
+            return value
+        if default is None:
+            raise ModelError(f"the configuration of {self.name} lacks {names[0]}")
+        return default
+
+    def optional_size(self, name: str) -> int | None:
+        """Return a size, or None where the field is absent or null."""
+        return None if self.config.get(name) is None else self.size(name)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """Return a true/false field."""
+        value = self.config.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise self.error(name, value, "true or false")
+        return value
+
+    def fraction(self, name: str, default: float) -> float:
+        """Return a probability from 0 to below 1."""
+        value = self.config.get(name)
+        if value is None:
+            return default
+        numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not numeric or not 0 <= value < 1:
+            raise self.error(name, value, "a number from 0 to below 1")
+        return float(value)
+
+    def text(self, name: str, default: str) -> str:
+        """Return a text field."""
+        value = self.config.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, str):
+            raise self.error(name, value, "a text")
+        return value
+
+    def heads(self, default_kv: int | None = None) -> tuple[int, int]:
+        """Return query heads and key/value heads, which have to divide."""
+        heads = self.size("num_attention_heads", "n_head")
+        kv_heads = self.size("num_key_value_heads", default=default_kv or heads)
+        if heads % kv_heads:
+            raise ModelError(
+                f"the configuration of {self.name} is impossible: num_attention_heads is {heads}, "
+                f"which num_key_value_heads {kv_heads} does not divide"
+            )
+        return heads, kv_heads
+
+    def head_dim(self, hidden_size: int, heads: int) -> int:
+        """Return `head_dim`, or the hidden size over the heads, which then have to divide."""
+        explicit = self.optional_size("head_dim")
+        if explicit is not None:
+            return explicit
+        if hidden_size % heads:
+            raise ModelError(
+                f"the configuration of {self.name} is impossible: hidden_size is {hidden_size}, "
+                f"which num_attention_heads {heads} does not divide"
+            )
+        return hidden_size // heads
+
+    def layer_types(self, count: int) -> list[str] | None:
+        """Return `layer_types` where it is given: one name a layer."""
+        value = self.config.get("layer_types")
+        if value is None:
+            return None
+        if not isinstance(value, list) or len(value) != count:
+            raise self.error("layer_types", value, f"a list of {count} names")
+        for item in value:
+            if item not in ("full_attention", "sliding_attention"):
+                raise self.error("layer_types", item, "full_attention or sliding_attention")
+        return value
+
+    def error(self, name: str, value: Any, allowed: str) -> ModelError:
+        """Return the error for a field with an impossible value."""
+        return ModelError(
+            f"the configuration of {self.name} is impossible: {name} is {show_value(value)}, "
+            f"but must be {allowed}"
+        )
