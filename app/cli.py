@@ -75,6 +75,7 @@ def _show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> N
 @click.group(
     cls=LazyGroup,
     subcommand_metavar="VERB ...",
+    invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.option(
@@ -97,6 +98,8 @@ def cli(ctx: click.Context, quiet: bool, verbose: bool) -> None:
     gpumem run smoke -o results
     """
     ctx.obj = {"quiet": quiet, "verbose": verbose}
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -59,6 +59,8 @@ def test_help_lists_the_verbs_and_imports_none() -> None:
     assert done.returncode == 0
     assert [verb for verb in VERBS if f"\n  {verb} " not in done.stdout] == []
     assert gpumem("-h").stdout == done.stdout
+    assert gpumem().stdout == done.stdout
+    assert gpumem().returncode == 0
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -68,6 +70,13 @@ def test_every_verb_has_help_and_a_page(verb: str) -> None:
     assert command.name == verb
     assert command.help
     assert f"gpumem {verb}" in (ROOT / "docs" / "verbs" / f"{verb}.md").read_text()
+
+
+def test_completion() -> None:
+    done = gpumem(
+        _GPUMEM_COMPLETE="bash_complete", COMP_WORDS="gpumem estimate --opt", COMP_CWORD="2"
+    )
+    assert "--optimizer" in done.stdout
 
 
 def test_version() -> None:
@@ -269,13 +278,15 @@ def test_cases_that_read_but_cannot_be_answered() -> None:
     assert "error" in json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("stdin", ["", "\n\n", "no case\n", '{"model": 3}\n[]\n'])
-def test_no_line_that_is_a_case(stdin: str) -> None:
+@pytest.mark.parametrize(
+    ("stdin", "lines"), [("", 0), ("\n\n", 0), ("no case\n", 1), ('{"model": 3}\n[]\n', 2)]
+)
+def test_no_line_that_is_a_case(stdin: str, lines: int) -> None:
     done = gpumem("estimate", "--cases", "-", stdin=stdin)
     assert done.returncode == 2
     assert done.stderr == "gpumem: no line of standard input could be read as a case\n"
     answers = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(answers) == len(stdin.split())
+    assert len(answers) == lines
     assert all("error" in answer for answer in answers)
 
 
