@@ -56,9 +56,10 @@ def profile(ctx: click.Context, /, output: str | None, check: bool, **options: A
         click.echo(record.to_json())
     else:
         _show(record, *verbosity(ctx, options))
-    if record.status == "timeout" and record.error is not None:
+    if record.error is not None and record.status == "timeout":
         raise WorkerTimeout(record.error.message)
-    if record.status == "error":
+    if record.error is not None and record.status == "error":
+        click.echo(f"gpumem: {record.error.message}", err=True)
         ctx.exit(SOME_FAILED)
     if record.status == "oom" and check:
         ctx.exit(FINDING)
@@ -109,7 +110,5 @@ def _show(record: Record, quiet: bool, verbose: bool) -> None:
         asked = record.oom.asked_bytes
         size = "" if asked is None else f", which asked for {format_both(asked)}"
         click.echo(wrap(f"out of GPU memory in {record.oom.phase}{size}"))
-    elif record.error is not None and record.status != "timeout":
-        click.echo(f"gpumem: {record.error.message}", err=True)
     for flag in record.flags:
         click.echo(wrap(f"careful: {flag}"))
