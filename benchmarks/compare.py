@@ -133,7 +133,7 @@ def compare_estimates(
         rows=_ordered(rows),
         left_out=tuple(left_out),
         problems=side.problems,
-        notes=tuple(notes),
+        notes=tuple(dict.fromkeys(notes)),
         environments=side.environments,
     )
 
@@ -173,7 +173,7 @@ def compare_records(base: Side, new: Side, across_environments: bool = False) ->
         rows=_ordered(rows),
         left_out=tuple(left_out),
         problems=base.problems + new.problems,
-        notes=tuple(notes),
+        notes=tuple(dict.fromkeys(notes)),
         environments=base.environments | new.environments,
     )
 
