@@ -99,7 +99,8 @@ class Mlp:
 class Layer:
     """A pre-norm decoder layer: norm, attention, residual, norm, MLP, residual.
 
-    `dropout` follows the attention's and the MLP's output where it is not 0.
+    `dropout` follows the attention's and the MLP's output where it is not 0. `holds_attended` is
+    whether the layer's code still names the attention's output while the MLP runs (GPT-2).
     """
 
     input_norm: Norm
@@ -107,6 +108,7 @@ class Layer:
     post_norm: Norm
     mlp: Mlp
     dropout: float = 0.0
+    holds_attended: bool = False
 
     @property
     def linears(self) -> tuple[Linear, ...]:

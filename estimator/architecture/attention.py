@@ -211,43 +211,46 @@ def _eager(
     """Scores, mask, softmax and the weighted sum, each a tensor of its own: S**2 a head."""
     B, Q, K, a, d = ctx.batch, ctx.queries, ctx.keys, spec.heads, spec.head_dim
     scores_count = B * a * Q * K
-    fused = key is query
-    repeated = spec.groups > 1
+    # repeat_kv of a single head is a view; matmul of four dimensions then copies it, as it does
+    # whatever is not laid out head by head.
+    repeated = spec.groups > 1 and spec.kv_heads > 1
     keys = _repeat(tape, key, spec, ctx) if repeated else key
     values = _repeat(tape, value, spec, ctx) if repeated else value
-    # matmul of four dimensions copies what is not laid out head by head.
-    copies: list[Tensor] = []
-    q_mat = query
-    if B > 1 or fused:
-        q_mat = tape.op(B * Q * a * d, ctx.width, (query,), grads=(query.size if fused else PASS,))
-        copies.append(q_mat)
-    k_mat = keys
-    if not repeated and (B > 1 or fused):
-        k_mat = tape.op(B * K * a * d, ctx.width, (keys,), grads=(keys.size if fused else PASS,))
-        copies.append(k_mat)
+    fused = key is query
+    copied = B > 1 or fused
+    q_mat = _laid_out(tape, query, B * Q * a * d, fused) if copied else tape.alias(query)
+    copy_keys = copied and not repeated and not (ctx.cached and spec.groups == 1)
+    k_mat = _laid_out(tape, keys, B * K * a * d, fused) if copy_keys else tape.alias(keys)
     raw = tape.op(scores_count, ctx.width, (q_mat, k_mat), (q_mat, k_mat))
-    tape.drop(*copies)
+    tape.drop(q_mat, k_mat)
     scores = scale(tape, raw)
     tape.drop(raw)
     if ctx.queries > 1 or ctx.cached:
-        biased = tape.op(scores_count, ctx.width, (scores,), grads=(PASS,))
+        biased = add_mask(tape, scores)
         tape.drop(scores)
         scores = biased
     probabilities = _softmax(tape, scores, spec, ctx)
     tape.drop(scores)
     weights = dropout(tape, probabilities, spec.dropout, ctx)
     tape.drop(probabilities)
-    v_mat = values
-    if not repeated and (B > 1 or fused):
-        v_mat = tape.op(B * K * a * d, ctx.width, (values,), grads=(values.size if fused else PASS,))
+    v_mat = _laid_out(tape, values, B * K * a * d, fused) if copy_keys else tape.alias(values)
     product = tape.op(B * Q * a * d, ctx.width, (weights, v_mat), (weights, v_mat))
-    if v_mat is not values:
-        tape.drop(v_mat)
+    tape.drop(v_mat)
     out = tape.op(B * Q * a * d, ctx.width, (product,), grads=(PASS,))
     tape.drop(product)
     if repeated:
         tape.drop(keys, values)
     return out, weights
+
+
+def _laid_out(tape: Tape, x: Tensor, count: int, fused: bool) -> Tensor:
+    """matmul's copy into [B * heads, rows, d]; a fused or expanded source has a larger gradient."""
+    return tape.op(count, x.width, (x,), grads=(x.size if fused or count != x.count else PASS,))
+
+
+def add_mask(tape: Tape, scores: Tensor) -> Tensor:
+    """`scores + mask`: a new tensor that passes its gradient on."""
+    return tape.op(scores.count, scores.width, (scores,), grads=(PASS,))
 
 
 def _softmax(tape: Tape, scores: Tensor, spec: Attention, ctx: Context) -> Tensor:
@@ -284,14 +287,20 @@ def _math(
     if Q > 1:
         causal = tape.new(Q * K, ctx.width)
     k_scaled = scale(tape, keys)
-    q_mat = tape.op(wide * Q, ctx.width, (q_scaled,), grads=(PASS,)) if B > 1 else tape.alias(q_scaled)
-    k_mat = tape.alias(k_scaled)
-    scores = tape.op(B * a * Q * K, ctx.width, (q_mat, k_mat), (q_mat, k_mat))
-    tape.drop(q_mat, k_mat)
+    q_mat = tape.alias(q_scaled)
+    if B > 1:
+        tape.drop(q_mat)
+        q_mat = tape.op(wide * Q, ctx.width, (q_scaled,), grads=(PASS,))
+    scores = tape.op(B * a * Q * K, ctx.width, (q_mat, k_scaled), (q_mat, k_scaled))
+    tape.drop(q_mat, k_scaled)
+    if causal is not None:
+        biased = add_mask(tape, scores)
+        tape.drop(scores)
+        scores = biased
     probabilities = tape.op(scores.count, scores.width, (scores,), saves_out=True)
     tape.drop(scores)
     product = tape.op(wide * Q, ctx.width, (probabilities, values), (probabilities, values))
-    tape.drop(probabilities, k_scaled, q_scaled, keys, values, causal)
+    tape.drop(probabilities, q_scaled, keys, values, causal)
     out = tape.op(wide * Q, ctx.width, (product,), grads=(PASS,))
     tape.drop(product)
     return out

@@ -10,7 +10,7 @@ from estimator.architecture.context import Context, inference_context
 from estimator.architecture.inventory import Inventory, weights
 from estimator.architecture.run import Pass, Run
 from estimator.architecture.tape import Storage, Tape, Tensor
-from estimator.architecture.training import _shared_tables
+from estimator.architecture.training import attention_masks, rotary_tables
 from estimator.case import Case
 from estimator.gpus import workspace_bytes
 from estimator.spec import Layer, ModelSpec
@@ -46,7 +46,7 @@ def _forward(run: Run, spec: ModelSpec, ctx: Context) -> None:
     assert hidden.storage is not None
     also_held = 0 if held else hidden.storage.allocated
     run.change("temporaries", also_held)
-    shared = _shared_tables(spec, ctx)
+    shared = rotary_tables(spec, ctx) + attention_masks(spec, ctx)
     run.change("temporaries", shared)
     passes: dict[Layer, Pass] = {}
     for layer in spec.layers:

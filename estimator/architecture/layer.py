@@ -19,7 +19,8 @@ def decoder_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
     tape.drop(normed)
     attended = _residual_dropout(tape, attended, spec, ctx)
     h = add(tape, x, attended)
-    tape.drop(attended)
+    if not spec.holds_attended:
+        tape.drop(attended)
     normed = norm(tape, h, spec.post_norm, ctx)
     fed = mlp(tape, normed, spec.mlp, ctx)
     fed = _residual_dropout(tape, fed, spec, ctx)
@@ -27,6 +28,8 @@ def decoder_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
     out = add(tape, h, fed)
     # The caller of the attention still holds the probabilities that it was handed.
     tape.drop(fed, h, probabilities)
+    if spec.holds_attended:
+        tape.drop(attended)
     return out
 
 

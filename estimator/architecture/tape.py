@@ -75,6 +75,7 @@ class Node:
     saved: list[Storage]
     temporaries: tuple[int, ...]
     viewed: bool
+    saving: bool
 
 
 @dataclass(slots=True)
@@ -88,6 +89,9 @@ class Event:
 @dataclass(slots=True)
 class Tape:
     """Records events while a block's operations are played.
+
+    After `backward`, `first_unpack` is the event before which no saved tensor was needed:
+    checkpointing's second pass begins there.
 
     Args:
         recording: whether autograd records (training, outside of checkpointing's first pass).
@@ -104,6 +108,7 @@ class Tape:
     events: list[Event] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
     saving_nodes: int = 0
+    first_unpack: int = 0
     _alive: dict[int, Storage] = field(default_factory=dict)
     _stopped: bool = False
 
@@ -179,7 +184,7 @@ class Tape:
             self._release(storage)
         if needs:
             kinds = grads if grads is not None else (NEW,) * len(inputs)
-            self.nodes.append(Node(out, inputs, kinds, kept, temporaries, viewed))
+            self.nodes.append(Node(out, inputs, kinds, kept, temporaries, viewed, saving))
         if stopping and (saves_out or aux):
             self._stop(())
         return out
@@ -192,12 +197,15 @@ class Tape:
             by `id` of the tensor; the caller owns one reference to each.
         """
         self._stopped = False
+        unpacked = False
         buffers: dict[int, tuple[Storage, bool]] = {id(out): (grad, False)}
         for node in reversed(self.nodes):
             entry = buffers.pop(id(node.out), None)
             if entry is None:
                 self._forget(node)
                 continue
+            if node.saving and not unpacked:
+                unpacked, self.first_unpack = True, len(self.events)
             incoming = entry[0]
             held = [self._allocate(size, None) for size in node.temporaries]
             made: list[tuple[Tensor, Storage, bool]] = []

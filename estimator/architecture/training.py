@@ -5,7 +5,6 @@ Read from the second step on, when the optimizer's states and both cuBLAS worksp
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 from estimator.architecture import layer as blocks
@@ -76,8 +75,11 @@ def _forward_and_backward(
     assert hidden.storage is not None
     hidden.storage.saved = hidden.storage.saved or keeps
     run.play(Pass.of(embedding, "embeddings"))
-    shared = _shared_tables(spec, ctx)
+    shared = rotary_tables(spec, ctx)
     run.change("activations", shared)
+    # Checkpointing keeps the mask among the arguments of its second pass.
+    masks = attention_masks(spec, ctx)
+    run.change("activations" if ctx.checkpointing else "temporaries", masks)
     # The model's forward holds the first layer's input to its end, whoever else lets go of it.
     also_held = 0 if held or keeps else hidden.storage.allocated
     run.change("temporaries", also_held)
@@ -91,6 +93,10 @@ def _forward_and_backward(
     head.drop(x)
     run.play(Pass.of(head, "the final norm"))
     run.change("temporaries", -also_held)
+    if ctx.checkpointing:
+        shared += masks
+    else:
+        run.change("temporaries", -masks)
     embedding.events.clear()
     embedding.drop(*held)
     run.play(Pass.of(embedding, "the model's forward returns"))
@@ -173,11 +179,13 @@ def _play_layer(
         out = blocks.decoder_layer(tape, again, layer, ctx)
         label = "a layer's recomputation and backward"
     else:
-        tape.events.clear()
         label = "a layer's backward"
-    incoming = Storage(out.size, None)
-    reached = tape.backward(out, incoming)
+    second_pass = tape.events if ctx.checkpointing else []
+    tape.events = []
+    reached = tape.backward(out, Storage(out.size, None))
     if ctx.checkpointing:
+        # What needs no saved tensor (residuals, scalings) is differentiated before it.
+        tape.events[tape.first_unpack : tape.first_unpack] = second_pass
         tape.drop(x)
     if not in_grad:
         for storage in reached.values():
@@ -191,18 +199,24 @@ def _block_input(spec: ModelSpec, ctx: Context, grad: bool) -> Tensor:
     return Tensor(size, ctx.width, grad, Storage(size * ctx.width, None))
 
 
-def _shared_tables(spec: ModelSpec, ctx: Context) -> int:
-    """Return the bytes that all layers share: cos and sin [1, S, d], and eager's mask."""
-    total = 8 * ctx.queries
-    if spec.rope_tables:
-        total += 2 * ctx.queries * spec.head_dim * ctx.width
+def rotary_tables(spec: ModelSpec, ctx: Context) -> int:
+    """Return the bytes of cos and sin, [1, Q, d] each, which all layers share, and of positions."""
+    positions = 8 * ctx.queries
+    if not spec.rope_tables:
+        return positions
+    return positions + 2 * ctx.queries * spec.head_dim * ctx.width
+
+
+def attention_masks(spec: ModelSpec, ctx: Context) -> int:
+    """Return the bytes of the masks that all layers share: [B, 1, Q, K] each.
+
+    eager adds one in the weights' dtype; sdpa is given a boolean one only where a window is
+    reached (transformers/masking_utils.py, `eager_mask` and `sdpa_mask`).
+    """
+    size = ctx.batch * ctx.queries * ctx.keys
+    windows = {layer.attention.window for layer in spec.layers}
     if ctx.attention == "eager":
-        total += ctx.batch * ctx.queries * ctx.keys * ctx.width
-    elif ctx.attention == "sdpa":
-        windows = Counter(
-            layer.attention.window
-            for layer in spec.layers
-            if layer.attention.window is not None and ctx.keys >= layer.attention.window
-        )
-        total += len(windows) * ctx.batch * ctx.queries * ctx.keys
-    return total
+        return len(windows) * size * ctx.width
+    if ctx.attention == "flash_attention_2":
+        return 0
+    return size * sum(1 for window in windows if window is not None and ctx.keys >= window)

@@ -43,7 +43,8 @@ def parse(reader: ConfigReader) -> ModelSpec:
         down=Linear("c_proj", width, hidden, True),
         activation=reader.text("activation_function", "gelu_new"),
     )
-    layer = Layer(norm, attention, norm, mlp, dropout=reader.fraction("resid_pdrop", 0.1))
+    dropout = reader.fraction("resid_pdrop", 0.1)
+    layer = Layer(norm, attention, norm, mlp, dropout=dropout, holds_attended=True)
     return ModelSpec(
         name=reader.name,
         model_type=reader.model_type,
