@@ -1,9 +1,9 @@
 """What an LLM run should need of GPU memory: pure arithmetic, no torch, no network.
 
-    >>> from estimator import Case, estimate
-    >>> report = estimate(Case.from_dict({"model": "Llama-3.2-1B", "task": "training"}))
-    >>> report.peak.phase
-    'optimizer_step'
+>>> from estimator import Case, estimate
+>>> report = estimate(Case.from_dict({"model": "Llama-3.2-1B", "task": "training"}))
+>>> report.peak.phase
+'optimizer_step'
 """
 
 from estimator.case import Case

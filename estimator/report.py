@@ -44,6 +44,18 @@ class Components:
         """The sum of all components."""
         return sum(getattr(self, field.name) for field in fields(self))
 
+    def largest(self, count: int = 3) -> str:
+        """Return the largest components with their shares: `weights 42 %, logits 30 %`."""
+        total = self.total_bytes or 1
+        sizes = sorted(
+            ((getattr(self, f"{name}_bytes"), name) for name in COMPONENTS), reverse=True
+        )
+        return ", ".join(
+            f"{name.replace('_', ' ')} {100 * size / total:.0f} %"
+            for size, name in sizes[:count]
+            if size > 0
+        )
+
     @classmethod
     def from_names(cls, sizes: dict[str, int]) -> Components:
         """Build from `{"weights": bytes, ...}`; missing names are 0."""

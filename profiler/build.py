@@ -16,9 +16,13 @@ from typing import Any
 from estimator.case import Case
 from estimator.config_source import load_config
 from estimator.errors import ModelError, UnsupportedError
+from estimator.families import parse_spec
 from profiler import optimizers, quantize
 
 ADAPTER_SEED = 0
+
+_REFUSALS = (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError)
+"""What transformers raises for a configuration that it cannot use."""
 
 
 def build_model(case: Case, device: Any, weights: str = "auto") -> Any:
@@ -78,8 +82,12 @@ def build_config(case: Case) -> Any:
         ModelError: the type is unknown to transformers, or it refuses the values.
     """
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
 
     source = load_config(case.model)
+    # Where the estimator knows the type, a wrong size gets the estimator's sentence.
+    with contextlib.suppress(UnsupportedError):
+        parse_spec(source)
     values = {
         key: value
         for key, value in source.config.items()
@@ -96,7 +104,7 @@ def build_config(case: Case) -> Any:
         )
     try:
         config = transformers.AutoConfig.for_model(model_type, **values)
-    except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
+    except (*_REFUSALS, StrictDataclassError) as error:
         raise ModelError(
             f"transformers refuses the configuration of {source.name}: {_line(error)}"
         ) from error

@@ -70,9 +70,7 @@ def attention(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Ten
     return result, probabilities
 
 
-def _project(
-    tape: Tape, x: Tensor, spec: Attention, ctx: Context
-) -> tuple[Tensor, Tensor, Tensor]:
+def _project(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Tensor, Tensor, Tensor]:
     if spec.fused is not None:
         # One tensor, of which queries, keys and values are views.
         fused = linear(tape, x, spec.fused, ctx)
@@ -161,7 +159,9 @@ def _fused(
             k_bytes = key.size
     mask = _additive_mask(tape, spec, ctx) if name == "efficient" else None
     same = key is query
-    inputs, grads = ((query,), (q_bytes,)) if same else ((query, key, value), (q_bytes, k_bytes, k_bytes))
+    inputs, grads = (
+        ((query,), (q_bytes,)) if same else ((query, key, value), (q_bytes, k_bytes, k_bytes))
+    )
     if same:
         # Gradients of the three views are joined into one of the whole by autograd's cat.
         temporaries += (q_bytes, q_bytes, q_bytes)

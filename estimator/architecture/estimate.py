@@ -28,6 +28,7 @@ def estimate_architecture(case: Case) -> MemoryReport:
     items = inventory(spec, case.lora)
     run = (play_training if case.training else play_inference)(case, spec, items)
     highest = run.highest
+    components = highest.components()
     total = items.base_count + items.adapter_count
     trains = 0 if not case.training else (items.adapter_count if case.lora else total)
     return MemoryReport(
@@ -39,10 +40,10 @@ def estimate_architecture(case: Case) -> MemoryReport:
             requested_bytes=run.highest_requested,
             allocated_bytes=highest.allocated,
             instant=highest.label,
-            reason=None,
+            reason=f"{highest.label}; {components.largest()}",
         ),
         phases=run.finish(),
-        components=highest.components(),
+        components=components,
         assumptions=_assumptions(case, config),
     )
 

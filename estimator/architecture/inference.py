@@ -42,7 +42,7 @@ def play_inference(case: Case, spec: ModelSpec, items: Inventory) -> Run:
 def _forward(run: Run, spec: ModelSpec, ctx: Context) -> None:
     tape = Tape(recording=False)
     hidden, held = blocks.embeddings(tape, spec, ctx)
-    run.play(Pass.of(tape, "embeddings"))
+    run.play(Pass.of(tape.take_events(), "embeddings"))
     assert hidden.storage is not None
     also_held = 0 if held else hidden.storage.allocated
     run.change("temporaries", also_held)
@@ -53,19 +53,17 @@ def _forward(run: Run, spec: ModelSpec, ctx: Context) -> None:
         if layer not in passes:
             passes[layer] = _layer_pass(spec, layer, ctx)
         run.play(passes[layer])
-    tape.events.clear()
     size = ctx.tokens * spec.hidden_size
     x = Tensor(size, ctx.width, False, Storage(size * ctx.width, None))
     normed = blocks.final_norm(tape, x, spec, ctx)
     tape.drop(x, *held)
-    run.play(Pass.of(tape, "the final norm"))
+    run.play(Pass.of(tape.take_events(), "the final norm"))
     run.change("temporaries", -also_held)
-    tape.events.clear()
     scores = blocks.logits(tape, normed, spec, ctx, ctx.batch)
     tape.drop(normed)
     copy = tape.new(scores.count, 4, component="logits")
     tape.drop(scores, copy)
-    run.play(Pass.of(tape, "the last token's logits"))
+    run.play(Pass.of(tape.events, "the last token's logits"))
     run.change("temporaries", -shared)
 
 
@@ -75,7 +73,7 @@ def _layer_pass(spec: ModelSpec, layer: Layer, ctx: Context) -> Pass:
     x = Tensor(size, ctx.width, False, Storage(size * ctx.width, None))
     blocks.decoder_layer(tape, x, layer, ctx)
     tape.drop(x)
-    return Pass.of(tape, "a layer with its keys and values")
+    return Pass.of(tape.events, "a layer with its keys and values")
 
 
 def _grow_cache(run: Run, spec: ModelSpec, case: Case, tokens: int) -> None:

@@ -123,9 +123,7 @@ def _layer_norm(tape: Tape, x: Tensor, spec: Norm, ctx: Context) -> Tensor:
     rows = x.count // spec.size
     weight = parameter(spec.size, x.width, ctx.full)
     bias = parameter(spec.size, x.width, ctx.full)
-    return tape.op(
-        x.count, x.width, (x, weight, bias), (x, weight), aux=(4 * rows, 4 * rows)
-    )
+    return tape.op(x.count, x.width, (x, weight, bias), (x, weight), aux=(4 * rows, 4 * rows))
 
 
 def linear(tape: Tape, x: Tensor, spec: Linear, ctx: Context, viewed: bool = True) -> Tensor:
@@ -141,9 +139,7 @@ def linear(tape: Tape, x: Tensor, spec: Linear, ctx: Context, viewed: bool = Tru
     return _adapted(tape, x, out, spec, ctx, rows)
 
 
-def _product(
-    tape: Tape, x: Tensor, spec: Linear, ctx: Context, rows: int, viewed: bool
-) -> Tensor:
+def _product(tape: Tape, x: Tensor, spec: Linear, ctx: Context, rows: int, viewed: bool) -> Tensor:
     weight = parameter(spec.weight_count, x.width, ctx.full)
     inputs: tuple[Tensor, ...] = (weight, x)
     if spec.bias:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from estimator.architecture.tape import Tape
+from estimator.architecture.tape import Event, peak, totals
 from estimator.report import Components, Phase
 
 
@@ -16,7 +16,7 @@ from estimator.report import Components, Phase
 class Pass:
     """What playing a block did: its highest instant and what it left, by component."""
 
-    tape: Tape
+    events: list[Event]
     label: str
     peak: int = 0
     peak_event: int = 0
@@ -25,12 +25,12 @@ class Pass:
     net_requested: int = 0
 
     @classmethod
-    def of(cls, tape: Tape, label: str) -> Pass:
-        """Measure a tape from its first event to its last."""
-        peak, where = tape.peak()
-        net, net_requested = tape.totals()
-        _, at_peak = tape.totals(where)
-        return cls(tape, label, peak, where, at_peak, net, net_requested)
+    def of(cls, events: list[Event], label: str) -> Pass:
+        """Measure a stretch of a tape."""
+        highest, where = peak(events)
+        net, net_requested = totals(events)
+        _, at_peak = totals(events[:where])
+        return cls(events, label, highest, where, at_peak, net, net_requested)
 
 
 @dataclass(slots=True)
@@ -48,14 +48,8 @@ class Instant:
         """Return what the bytes are: the ledger's, and those of the pass up to its peak."""
         sizes = dict(self.base)
         if self.inside is not None:
-            for name, size in self.inside.tape.totals(self.inside.peak_event)[0].items():
+            for name, size in totals(self.inside.events[: self.inside.peak_event])[0].items():
                 sizes[name] = sizes.get(name, 0) + size
-        # A pass may free what an earlier one counted under another name, as a block's input is a
-        # temporary to one and an activation to the next.
-        short = -min(0, sizes.get("temporaries", 0))
-        if short:
-            sizes["temporaries"] = 0
-            sizes["activations"] = sizes.get("activations", 0) - short
         return Components.from_names(sizes)
 
 

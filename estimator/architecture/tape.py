@@ -231,27 +231,10 @@ class Tape:
         self.nodes.clear()
         return {key: storage for key, (storage, _) in buffers.items()}
 
-    def peak(self) -> tuple[int, int]:
-        """Return the highest sum of allocated bytes over the events, and the event after it.
-
-        The sum starts at 0 before the first event; the peak is at least 0.
-        """
-        best, where = 0, 0
-        for index, total in enumerate(accumulate(e.sign * e.storage.allocated for e in self.events)):
-            if total > best:
-                best, where = total, index + 1
-        return best, where
-
-    def totals(self, until: int | None = None) -> tuple[dict[str, int], int]:
-        """Return net allocated bytes by component, and net requested bytes, up to an event."""
-        sizes: dict[str, int] = {}
-        requested = 0
-        for event in self.events[:until]:
-            storage = event.storage
-            kind = storage.kind
-            sizes[kind] = sizes.get(kind, 0) + event.sign * storage.allocated
-            requested += event.sign * storage.requested
-        return sizes, requested
+    def take_events(self) -> list[Event]:
+        """Return the events so far and begin anew."""
+        events, self.events = self.events, []
+        return events
 
     def _allocate(self, size: int, component: str | None) -> Storage:
         storage = Storage(size, component)
@@ -312,6 +295,33 @@ class Tape:
             if storage.held == 0 and id(storage) not in last:
                 self._free(storage)
         self._stopped = True
+
+
+def peak(events: list[Event]) -> tuple[int, int]:
+    """Return the highest sum of allocated bytes over events, and the index after it.
+
+    The sum starts at 0 before the first event; the peak is at least 0.
+    """
+    best, where = 0, 0
+    for index, total in enumerate(accumulate(e.sign * e.storage.allocated for e in events)):
+        if total > best:
+            best, where = total, index + 1
+    return best, where
+
+
+def totals(events: list[Event]) -> tuple[dict[str, int], int]:
+    """Return net allocated bytes by component, and net requested bytes.
+
+    A storage's component is final only when everything that may save it has been played.
+    """
+    sizes: dict[str, int] = {}
+    requested = 0
+    for event in events:
+        storage = event.storage
+        kind = storage.kind
+        sizes[kind] = sizes.get(kind, 0) + event.sign * storage.allocated
+        requested += event.sign * storage.requested
+    return sizes, requested
 
 
 def _is_logits(tensor: Tensor) -> bool:

@@ -57,9 +57,7 @@ def play_training(case: Case, spec: ModelSpec, items: Inventory) -> Run:
     # What backward left besides gradients is gone; the sum of the gradients is exact.
     run.ledger["gradients"] = gradients.allocated_bytes
     temporary = optimizer.temporary
-    run.spike(
-        "temporaries", temporary.allocated_bytes, temporary.requested_bytes, optimizer.why
-    )
+    run.spike("temporaries", temporary.allocated_bytes, temporary.requested_bytes, optimizer.why)
     run.change("gradients", -gradients.allocated_bytes, -gradients.requested_bytes)
     return run
 
@@ -74,7 +72,7 @@ def _forward_and_backward(
     keeps = kinds.passes[kinds.order[0]].keeps_input
     assert hidden.storage is not None
     hidden.storage.saved = hidden.storage.saved or keeps
-    run.play(Pass.of(embedding, "embeddings"))
+    run.play(Pass.of(embedding.take_events(), "embeddings"))
     shared = rotary_tables(spec, ctx)
     run.change("activations", shared)
     # Checkpointing keeps the mask among the arguments of its second pass.
@@ -91,37 +89,36 @@ def _forward_and_backward(
     x.storage.saved = keeps
     normed = blocks.final_norm(head, x, spec, ctx)
     head.drop(x)
-    run.play(Pass.of(head, "the final norm"))
-    run.change("temporaries", -also_held)
-    if ctx.checkpointing:
-        shared += masks
-    else:
-        run.change("temporaries", -masks)
-    embedding.events.clear()
-    embedding.drop(*held)
-    run.play(Pass.of(embedding, "the model's forward returns"))
-    head.events.clear()
+    norm_events = head.take_events()
     scores = blocks.logits(head, normed, spec, ctx, ctx.tokens)
     head.drop(normed)
     value = blocks.loss(head, scores, ctx)
     if not keep_logits:
         head.drop(scores)
-    run.play(Pass.of(head, f"loss over the {spec.vocab_size}-token vocabulary"))
+    loss_events = head.take_events()
+    run.play(Pass.of(norm_events, "the final norm"))
+    run.change("temporaries", -also_held)
+    if ctx.checkpointing:
+        shared += masks
+    else:
+        run.change("temporaries", -masks)
+    embedding.drop(*held)
+    run.play(Pass.of(embedding.take_events(), "the model's forward returns"))
+    vocabulary = f"the loss over the {spec.vocab_size}-token vocabulary"
+    run.play(Pass.of(loss_events, vocabulary))
     run.begin("backward")
-    head.events.clear()
     head.backward(value, Storage(0, "logits"))
-    run.play(Pass.of(head, f"backward of the loss over the {spec.vocab_size}-token vocabulary"))
+    run.play(Pass.of(head.take_events(), f"backward of {vocabulary}"))
     if keep_logits and scores.storage is not None:
         run.change("logits", -scores.storage.allocated, -scores.storage.requested)
     for key in reversed(kinds.order):
         run.play(kinds.passes[key].backward)
     run.change("activations", -shared)
     if hidden.grad and ctx.full:
-        embedding.events.clear()
         for node in embedding.nodes:
             _tie(node.inputs, spec)
         embedding.backward(hidden, Storage(hidden.size, None))
-        run.play(Pass.of(embedding, "backward of the embeddings"))
+        run.play(Pass.of(embedding.take_events(), "backward of the embeddings"))
 
 
 def _tie(inputs: tuple[Tensor, ...], spec: ModelSpec) -> None:
@@ -171,7 +168,7 @@ def _play_layer(
     keeps_input = x.storage.refs > 0
     # A layer's output is the next one's input.
     out.storage.saved = out.storage.saved or keeps_input
-    forward = Pass.of(tape, "a layer's forward")
+    forward = Pass.of(tape.take_events(), "a layer's forward")
     if ctx.checkpointing:
         count = tape.saving_nodes
         tape = Tape(accumulate=accumulates, stop_after=count)
@@ -180,8 +177,7 @@ def _play_layer(
         label = "a layer's recomputation and backward"
     else:
         label = "a layer's backward"
-    second_pass = tape.events if ctx.checkpointing else []
-    tape.events = []
+    second_pass = tape.take_events()
     reached = tape.backward(out, Storage(out.size, None))
     if ctx.checkpointing:
         # What needs no saved tensor (residuals, scalings) is differentiated before it.
@@ -190,7 +186,7 @@ def _play_layer(
     if not in_grad:
         for storage in reached.values():
             storage.refs -= 1
-    return LayerPasses(forward, Pass.of(tape, label), out.grad, keeps_input)
+    return LayerPasses(forward, Pass.of(tape.events, label), out.grad, keeps_input)
 
 
 def _block_input(spec: ModelSpec, ctx: Context, grad: bool) -> Tensor:

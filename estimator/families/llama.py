@@ -70,7 +70,9 @@ def _parse(  # type: ignore[no-untyped-def]
     width = reader.size("intermediate_size")
     count = reader.size("num_hidden_layers", most=MAX_LAYERS)
     vocab = reader.size("vocab_size")
-    heads, kv_heads = reader.heads(default_kv if "num_key_value_heads" not in reader.config else None)
+    heads, kv_heads = reader.heads(
+        default_kv if "num_key_value_heads" not in reader.config else None
+    )
     if default_head_dim is not None and reader.config.get("head_dim") is None:
         head_dim = default_head_dim
     else:

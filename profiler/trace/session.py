@@ -14,7 +14,7 @@ from estimator.report import MemoryReport, Parameters, Peak
 from profiler import build, loops
 from profiler.trace.cuda_paths import as_on_cuda
 from profiler.trace.recorder import Recorder
-from profiler.trace.timeline import Replay, Timeline, replay
+from profiler.trace.timeline import Timeline, replay
 
 TRACED_STEPS = 2
 _DECODE_STEPS = 3
@@ -39,8 +39,7 @@ def trace_case(case: Case) -> MemoryReport:
             requested_bytes=result.peak_requested_bytes,
             allocated_bytes=result.peak_allocated_bytes,
             reserved_bytes=result.peak_reserved_bytes,
-            instant=_instant(result),
-            reason=_reason(result),
+            reason=result.components.largest(),
         ),
         phases=result.phases,
         components=result.components,
@@ -174,24 +173,6 @@ def _weights(model: Any) -> Iterator[Any]:
             while state is not None:
                 yield from (t for t in vars(state).values() if isinstance(t, torch.Tensor))
                 state = getattr(state, "state2", None)
-
-
-def _instant(result: Replay) -> str:
-    size, component, phase = result.largest[0]
-    return f"{result.peak_phase}: largest storage {size} B of {component} made in {phase}"
-
-
-def _reason(result: Replay) -> str:
-    components = result.components
-    names = sorted(
-        ((getattr(components, name), name) for name in components.__slots__), reverse=True
-    )
-    shares = [
-        f"{name.removesuffix('_bytes').replace('_', ' ')} {size / components.total_bytes:.0%}"
-        for size, name in names[:3]
-        if size
-    ]
-    return ", ".join(shares)
 
 
 def _assumptions(case: Case) -> tuple[str, ...]:
