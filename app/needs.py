@@ -1,10 +1,25 @@
-"""Checks that a verb's libraries are here, before it starts."""
+"""Checks before a verb starts what takes seconds: the model, the libraries, the GPU."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib.util import find_spec
 
-from estimator.errors import EnvironmentUnavailable
+from estimator.case import Case
+from estimator.config_source import load_config
+from estimator.errors import EnvironmentUnavailable, UnsupportedError
+from estimator.families import parse_spec
+
+
+def check_model(case: Case) -> None:
+    """Check that the model is known and, as far as its type is known, that its sizes can be.
+
+    Raises:
+        ModelError: saying what is wrong.
+    """
+    config = load_config(case.model)
+    with suppress(UnsupportedError):
+        parse_spec(config)
 
 
 def need_torch(verb: str) -> None:

@@ -33,7 +33,8 @@ def build_model(case: Case, device: Any, weights: str = "auto") -> Any:
     Args:
         case: the run.
         device: a `torch.device` or its name.
-        weights: `auto` loads a local checkpoint folder where the case names one; `random` never does.
+        weights: `auto` loads a local checkpoint folder where the case names one; `random` never
+            does.
 
     Raises:
         ModelError: transformers refuses the configuration.

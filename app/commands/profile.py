@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from app.answers import FINDING, SOME_FAILED, answer_cases, verbosity
-from app.needs import need_cuda, need_torch
+from app.needs import check_model, need_cuda, need_torch
 from app.options import case_options, read_case
 from app.output import headline, render_report, wrap
 from estimator.case import Case
-from estimator.config_source import load_config
 from estimator.errors import WorkerTimeout
 from estimator.units import format_both
 
@@ -66,7 +65,7 @@ def profile(ctx: click.Context, /, output: str | None, check: bool, **options: A
 
 
 def _measure(case: Case, output: str | None, options: dict[str, Any]) -> Record:
-    load_config(case.model)  # tells a wrong model at once, not after seconds of imports
+    check_model(case)
     need_torch("profile")
     need_cuda()
     from profiler.workers import Worker

@@ -7,10 +7,9 @@ from typing import Any
 import click
 
 from app.answers import answer, answer_options
-from app.needs import need_torch
+from app.needs import check_model, need_torch
 from app.options import case_options
 from estimator.case import Case
-from estimator.config_source import load_config
 from estimator.report import MemoryReport
 
 
@@ -29,7 +28,7 @@ def trace(ctx: click.Context, /, **options: Any) -> None:
 
 
 def _trace(case: Case) -> MemoryReport:
-    load_config(case.model)  # tells a wrong model at once, not after seconds of imports
+    check_model(case)
     need_torch("trace")
     from profiler.trace import trace_case
 

@@ -197,13 +197,16 @@ def test_bad_input_is_one_sentence_and_exit_code_2(arguments: list[str], says: s
         ({"model_type": "never-heard-of"}, "never-heard-of"),
     ],
 )
-@pytest.mark.parametrize("formulas", ["architecture", "article"])
-def test_wrong_configurations(
-    tmp_path: Path, change: dict[str, Any], says: str, formulas: str
-) -> None:
+def test_wrong_configurations(tmp_path: Path, change: dict[str, Any], says: str) -> None:
     config = {key: value for key, value in {**TINY, **change}.items() if value is not None}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert says in refused(2, "estimate", str(tmp_path), "--formulas", formulas)
+    line = json.dumps({"model": str(tmp_path)})
+    assert says in refused(2, "estimate", str(tmp_path))
+    assert says in refused(2, "estimate", str(tmp_path), "--formulas", "article")
+    for verb in ("trace", "profile"):
+        if change.get("model_type") != "never-heard-of":  # others may know more types
+            assert says in refused(2, verb, str(tmp_path))
+            assert says in gpumem(verb, "--cases", "-", stdin=line).stdout
 
 
 def test_configuration_cut_in_half(tmp_path: Path) -> None:
