@@ -64,7 +64,8 @@ def parameter_groups(model: Any) -> list[dict[str, Any]]:
         if isinstance(module, torch.nn.LayerNorm)
         for parameter in module.parameters(recurse=False)
     }
-    decay, rest = [], []
+    decay: list[Any] = []
+    rest: list[Any] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             exempt = id(parameter) in norms or _NO_DECAY.search(name)

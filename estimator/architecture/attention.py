@@ -93,7 +93,7 @@ def _normed(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> Tensor:
 
 
 def rotate(tape: Tape, x: Tensor) -> Tensor:
-    """`x * cos + rotate_half(x) * sin`; cos and sin are shared by all layers and not counted here."""
+    """`x * cos + rotate_half(x) * sin`; all layers share cos and sin, which are counted elsewhere."""
     first = scale(tape, x)
     negated = tape.op(x.count // 2, x.width, (x,), grads=(x.size,), temporaries=(x.size // 2,))
     halves = tape.op(x.count, x.width, (negated, x), grads=(PASS, x.size))
@@ -184,7 +184,8 @@ def _fused(
 def _additive_mask(tape: Tape, spec: Attention, ctx: Context) -> Tensor | None:
     """The mask of a window in the queries' dtype, rows padded to 16 keys, made by each layer.
 
-    Source: aten/src/ATen/native/transformers/attention.cpp, `convert_boolean_attn_mask`, `pad_bias`.
+    Source: aten/src/ATen/native/transformers/attention.cpp, `convert_boolean_attn_mask` and
+    `pad_bias`.
     """
     if not masked(spec, ctx):
         return None

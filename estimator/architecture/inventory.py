@@ -5,11 +5,15 @@ Every tensor is a block of its own in the allocator, so sizes are summed tensor 
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from estimator.allocator import expected_block
+from estimator.allocator import (
+    MIN_LARGE_BYTES,
+    SMALL_BYTES,
+    CachingAllocator,
+    expected_block,
+)
 from estimator.architecture.context import WIDTHS
 from estimator.case import Case, Lora
 from estimator.spec import Layer, ModelSpec
@@ -29,46 +33,61 @@ class Held:
         )
 
 
-def held(counts: Counter[int], width: int) -> Held:
-    """Return the bytes of tensors given as {elements: how many}."""
-    requested = sum(count * width * times for count, times in counts.items())
-    allocated = sum(expected_block(count * width) * times for count, times in counts.items())
-    return Held(requested, allocated)
+def held(counts: Sequence[int], width: int, copies: int = 1) -> Held:
+    """Return the bytes of tensors of `counts` elements, allocated one after the other.
+
+    Args:
+        copies: how many of each are made in a row (an optimizer's states).
+
+    Tensors between 1 and 10 MiB share segments of 20 MiB, and the last of each segment also gets a
+    rest of up to 1 MiB: those are played on the allocator's model.
+    """
+    requested = allocated = 0
+    packed: CachingAllocator | None = None
+    for count in counts:
+        size = count * width
+        requested += copies * size
+        if SMALL_BYTES < size < MIN_LARGE_BYTES:
+            packed = packed or CachingAllocator()
+            for _ in range(copies):
+                packed.allocate(size)
+        else:
+            allocated += copies * expected_block(size)
+    return Held(requested, allocated + (packed.allocated_bytes if packed else 0))
 
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """Parameter tensors as {elements: how many}: the base's, the adapters', and what trains."""
+    """Elements of each parameter tensor of the base and of the adapters, and bytes of buffers."""
 
-    base: Counter[int]
-    adapters: Counter[int]
-    buffers_bytes: Counter[int]
+    base: tuple[int, ...]
+    adapters: tuple[int, ...]
+    buffers_bytes: tuple[int, ...]
 
     @property
     def base_count(self) -> int:
         """Parameters of the base."""
-        return sum(count * times for count, times in self.base.items())
+        return sum(self.base)
 
     @property
     def adapter_count(self) -> int:
         """Parameters of the adapters."""
-        return sum(count * times for count, times in self.adapters.items())
+        return sum(self.adapters)
 
 
 def inventory(spec: ModelSpec, lora: Lora | None) -> Inventory:
     """Count a model's tensors."""
-    adapters: Counter[int] = Counter()
+    adapters: list[int] = []
     if lora is not None:
-        for layer, times in Counter(spec.layers).items():
-            for count in adapter_tensors(layer, lora):
-                adapters[count] += times
-    buffers: Counter[int] = Counter()
+        for layer in spec.layers:
+            adapters += adapter_tensors(layer, lora)
+    buffers: list[int] = []
     if spec.rope_tables:
         # inv_freq and original_inv_freq, fp32, half a head each.
-        buffers[4 * (spec.head_dim // 2)] += spec.rope_tables
+        buffers += [4 * (spec.head_dim // 2)] * spec.rope_tables
     if spec.embedding_scaled:
-        buffers[4] += 1
-    return Inventory(Counter(spec.parameter_counts()), adapters, buffers)
+        buffers.append(4)
+    return Inventory(tuple(spec.parameter_counts()), tuple(adapters), tuple(buffers))
 
 
 def adapter_tensors(layer: Layer, lora: Lora) -> Iterator[int]:
@@ -81,14 +100,11 @@ def adapter_tensors(layer: Layer, lora: Lora) -> Iterator[int]:
 
 def weights(case: Case, items: Inventory) -> Held:
     """Return the bytes of all parameters and buffers as loaded."""
-    buffers = Held(
-        sum(size * times for size, times in items.buffers_bytes.items()),
-        sum(expected_block(size) * times for size, times in items.buffers_bytes.items()),
-    )
+    buffers = held(items.buffers_bytes, 1)
     return held(items.base, WIDTHS[case.dtype]) + held(items.adapters, 4) + buffers
 
 
-def trainable(case: Case, items: Inventory) -> tuple[Counter[int], int]:
+def trainable(case: Case, items: Inventory) -> tuple[tuple[int, ...], int]:
     """Return the tensors that train, and the bytes of an element of theirs."""
     if case.method == "lora":
         return items.adapters, 4

@@ -5,7 +5,6 @@ Source: torch/optim/adamw.py, adam.py and sgd.py (`_multi_tensor_*`, `_fused_ada
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 from estimator.architecture.inventory import Held, held
@@ -22,11 +21,11 @@ class OptimizerMemory:
     why: str
 
 
-def optimizer_memory(case: Case, tensors: Counter[int], width: int) -> OptimizerMemory:
+def optimizer_memory(case: Case, tensors: tuple[int, ...], width: int) -> OptimizerMemory:
     """Return what the case's optimizer needs for the tensors that train.
 
     Args:
-        tensors: {elements: how many}.
+        tensors: elements of each tensor that trains.
         width: bytes of an element of the parameters, hence of the states.
 
     Raises:
@@ -34,15 +33,15 @@ def optimizer_memory(case: Case, tensors: Counter[int], width: int) -> Optimizer
     """
     copy = held(tensors, width)
     # Norms of the gradients, fp32, one a tensor, and their stack (clip_grad_norm_).
-    count = sum(tensors.values())
+    count = len(tensors)
     norms = Held((width + 4) * count, 512 * count + 512 * 4)
     if case.optimizer == "adamw_torch_fused":
         # exp_avg, exp_avg_sq, and a step counter a tensor on the device.
-        states = copy + copy + Held(4 * count, 512 * count)
+        states = held(tensors, width, copies=2) + Held(4 * count, 512 * count)
         return OptimizerMemory(states, norms, "fused AdamW makes no temporary copies")
     if case.optimizer == "adamw_torch":
         return OptimizerMemory(
-            copy + copy,
+            held(tensors, width, copies=2),
             _largest(copy, norms),
             "foreach AdamW's square roots are one more copy of the parameters",
         )

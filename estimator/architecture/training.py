@@ -37,7 +37,7 @@ def play_training(case: Case, spec: ModelSpec, items: Inventory) -> Run:
     run = Run()
     tensors, width = trainable(case, items)
     optimizer = optimizer_memory(case, tensors, width)
-    gradients = held(tensors, width)
+    gradients = held(tensors[::-1], width)
     accumulates = case.gradient_accumulation_steps > 1
     base = weights(case, items)
     run.begin("load")

@@ -33,7 +33,8 @@ def is_in_place(func: Any, args: Any, kwargs: Any) -> bool:
 
 
 def _counts(tensor: Any) -> tuple[int, int]:
-    return tensor._use_count(), torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
+    storage = tensor.untyped_storage()
+    return int(tensor._use_count()), int(torch._C._storage_Use_Count(storage._cdata))
 
 
 class _Probe(TorchDispatchMode):  # type: ignore[misc]

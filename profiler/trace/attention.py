@@ -34,7 +34,8 @@ def cuda_sdpa(
     """Stand in for `torch.nn.functional.scaled_dot_product_attention` on meta tensors.
 
     Args:
-        query: [batch, heads, queries, head size]; key and value: [batch, kv heads, keys, head size].
+        query: [batch, heads, queries, head size].
+        key, value: [batch, key/value heads, keys, head size].
         attn_mask: None, or broadcastable to [batch, heads, queries, keys].
     """
     if query.device.type != "meta":
@@ -101,7 +102,7 @@ def _efficient(
 
 
 def _aligned_mask(mask: Any, query: Any, key: Any) -> Any:
-    """Return the additive mask as CUDA's path makes it: query's dtype, rows padded to 16 elements."""
+    """Return the additive mask as CUDA's path makes it: in query's dtype, rows padded to 16."""
     if mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(
             mask.logical_not(), -torch.inf
