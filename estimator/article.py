@@ -233,7 +233,7 @@ def _read_size(config: ModelConfig, name: str) -> int:
         return value
     raise ModelError(
         f"the article's formulas need {name}, which the configuration of "
-        f"{config.name} ({config.model_type}) lacks"
+        f"{config.name} ({config.model_type}) lacks: use gpumem trace for such a model"
     )
 
 
