@@ -1,11 +1,17 @@
-"""Quantized bases by bitsandbytes: int8, nf4 and fp4, with random or loaded weights."""
+"""Quantized bases by bitsandbytes: int8, nf4 and fp4, with random weights or a checkpoint's.
+
+Random weights are made one linear at a time and quantized at once, so that the device never holds
+the full-precision model: what from_pretrained does, too. On meta, bitsandbytes' own code runs on
+meta tensors; its custom operations know how to (`register_fake`).
+
+Source: transformers/quantizers/quantizer_bnb_{4,8}bit.py, bitsandbytes/nn/modules.py.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from estimator.case import Case
-from estimator.errors import UnsupportedError
 
 
 def quantization_config(case: Case, dtype: Any) -> Any:
@@ -27,10 +33,67 @@ def quantization_config(case: Case, dtype: Any) -> Any:
 def quantize_model(case: Case, model: Any, device: Any, dtype: Any) -> Any:
     """Replace a meta model's linears by quantized ones with random weights on `device`.
 
-    Raises:
-        UnsupportedError: on meta, where bitsandbytes' kernels cannot be played yet.
+    The output layer, embeddings and norms stay as they are, as in from_pretrained.
     """
-    raise UnsupportedError(
-        f"quantization {case.quantization!r} cannot be traced or measured with random weights yet; "
-        "give a local checkpoint folder to gpumem profile"
+    import bitsandbytes
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    quantizer = AutoHfQuantizer.from_config(quantization_config(case, dtype), pre_quantized=False)
+    quantizer.preprocess_model(model=model, device_map={"": device}, dtype=dtype)
+    _prepare_tables(device)
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            _fill_4bit(module, device, dtype)
+        elif isinstance(module, bitsandbytes.nn.Linear8bitLt):
+            _fill_8bit(module, device)
+    quantizer.postprocess_model(model)
+    model.hf_quantizer = quantizer
+    return model
+
+
+def _random(module: Any, device: Any, dtype: Any) -> Any:
+    import torch
+
+    shape = (module.out_features, module.in_features)
+    tensor = torch.empty(shape, dtype=dtype, device=device)
+    return tensor if device.type == "meta" else tensor.normal_(0.0, 0.02)
+
+
+def _fill_4bit(module: Any, device: Any, dtype: Any) -> None:
+    from bitsandbytes.nn import Params4bit
+
+    old = module.weight
+    weight = Params4bit(
+        _random(module, device, dtype),
+        requires_grad=False,
+        blocksize=old.blocksize,
+        compress_statistics=old.compress_statistics,
+        quant_type=old.quant_type,
+        quant_storage=old.quant_storage,
+        module=module,
     )
+    module.weight = weight._quantize(device)
+
+
+def _fill_8bit(module: Any, device: Any) -> None:
+    import torch
+    from bitsandbytes.nn import Int8Params
+
+    weight = Int8Params(_random(module, device, torch.float16), requires_grad=False)
+    if device.type == "meta":
+        # int8_vectorwise_quant refuses meta for an output that threshold 0 does not have.
+        weight.data = weight.data.to(torch.int8)
+        weight.CB = weight.data
+        weight.SCB = torch.empty(module.out_features, dtype=torch.float32, device=device)
+        module.weight = weight
+    else:
+        module.weight = weight._quantize(device)
+
+
+def _prepare_tables(device: Any) -> None:
+    """Put bitsandbytes' shared 8-bit code where it is on a GPU: on the device, once."""
+    from bitsandbytes import functional
+
+    code = functional.name2qmap.get("dynamic")
+    if code is None or code.device != device:
+        functional.name2qmap["dynamic"] = functional.create_dynamic_map().to(device)

@@ -58,7 +58,8 @@ def unshared_counts() -> tuple[int, int]:
     They depend on torch's bindings, so they are read off a sum that is known to be unshared.
     Call it once before a mode is active: inside one, autograd is off.
     """
-    with torch.enable_grad(), _Probe() as probe:
+    probe = _Probe()
+    with torch.enable_grad(), probe:
         tensor = torch.empty(4, device="meta", requires_grad=True) * 2
         (tensor * 3 + tensor * 5).backward(torch.empty(4, device="meta"))
     if probe.counts is None:

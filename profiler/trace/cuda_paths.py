@@ -14,6 +14,7 @@ from torch.optim import adam, adamw, optimizer, sgd
 from torch.utils import _foreach_utils
 
 from profiler.trace.attention import cuda_attention
+from profiler.trace.bitsandbytes_paths import managed_memory
 
 _DROPOUT = torch.nn.functional.dropout
 _SOFTMAX = torch.nn.functional.softmax
@@ -24,6 +25,7 @@ def as_on_cuda() -> Iterator[None]:
     """Take CUDA's paths: attention kernels, dropout, softmax, foreach and fused optimizers."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(cuda_attention())
+        stack.enter_context(managed_memory())
         stack.enter_context(_replaced(torch.nn.functional, "dropout", _dropout))
         stack.enter_context(_replaced(torch.nn.functional, "softmax", _softmax))
         for name in (

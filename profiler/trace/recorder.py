@@ -15,6 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from profiler.trace import accumulation, scratch
+from profiler.trace.bitsandbytes_paths import ANSWERS, MANAGED
 from profiler.trace.timeline import Timeline
 
 _ITEM = torch.ops.aten._local_scalar_dense.default
@@ -60,6 +61,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
                 continue
             storage = tensor.untyped_storage()
             key = storage._cdata
+            if key in MANAGED:
+                continue
             if key not in self._alive:
                 self._add(storage, None)
             self.timeline.name(self._alive[key][0], component)
@@ -69,26 +72,32 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             return _item(args[0])
         if func in _MATMULS:
             self._matmul()
+        answer = ANSWERS.get(func.name())
         if accumulation.is_in_place(func, args, kwargs):
             return args[0]
-        extra = scratch.before(func, args, kwargs)
-        handles = [self.timeline.allocate(size, name) for name, size in extra]
-        out = func(*args, **(kwargs or {}))
+        handles = self._scratch(func, args)
+        out = answer(args) if answer is not None else func(*args, **(kwargs or {}))
+        self._see_all(out)
+        for handle in handles:
+            self.timeline.free(handle)
+        return out
+
+    def _scratch(self, func: Any, args: Any) -> list[int]:
+        return [self.timeline.allocate(size, name) for name, size in scratch.before(func, args)]
+
+    def _see_all(self, out: Any) -> None:
         if isinstance(out, torch.Tensor):
             self._see(out)
         elif isinstance(out, (tuple, list)):
             for item in out:
                 if isinstance(item, torch.Tensor):
                     self._see(item)
-        for handle in handles:
-            self.timeline.free(handle)
-        return out
 
     def _see(self, tensor: Any) -> None:
         if tensor.device.type != "meta":
             return
         storage = tensor.untyped_storage()
-        if storage._cdata not in self._alive:
+        if storage._cdata not in self._alive and storage._cdata not in MANAGED:
             self._add(storage, tensor)
 
     def _add(self, storage: Any, tensor: Any) -> None:

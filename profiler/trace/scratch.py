@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from estimator.units import round_up
+from estimator.units import ceil_div, round_up
 
 _SORT_FREE_INDICES = 3072
+_GEMM_4BIT_ROWS = 4
 
 
 def _embedding_backward(args: Any) -> list[tuple[str, int]]:
@@ -61,6 +62,43 @@ def _efficient_backward(args: Any) -> list[tuple[str, int]]:
     return [("temporaries", 4 * rows), ("temporaries", 4 * rows * head_size)]
 
 
+def _gemm_4bit(args: Any) -> list[tuple[str, int]]:
+    """The whole weight in the input's dtype, above a few rows; below, a kernel reads it packed.
+
+    With double quantization, its scales in fp32 first (twice, for the offset is added out of
+    place). Between 5 and 512 rows the card decides which kernel runs; the larger is taken.
+    Source: bitsandbytes/backends/cuda/ops.py (`gemm_4bit`, `_gemm_4bit_use_custom_cuda`),
+    backends/default/ops.py (`_gemm_4bit_default_impl`).
+    """
+    x, (outputs, inputs), block = args[0], args[2], args[4]
+    if x.numel() // x.shape[-1] <= _GEMM_4BIT_ROWS:
+        return []
+    terms = [("temporaries", outputs * inputs * x.element_size())]
+    if len(args) > 7 and args[7] is not None:
+        terms.append(("temporaries", 4 * ceil_div(outputs * inputs, block)))
+    return terms
+
+
+def _vectorwise_quant(args: Any) -> list[tuple[str, int]]:
+    """`A.abs() >= threshold`: the absolute values, and a mask of one byte an element."""
+    x = args[0]
+    return [("temporaries", x.numel() * x.element_size()), ("temporaries", x.numel())]
+
+
+def _mixed_scaled_mm(args: Any) -> list[tuple[str, int]]:
+    """The int32 product, and its fp16 form where the output is of another dtype.
+
+    Source: bitsandbytes/backends/default/ops.py (`int8_scaled_mm`), backends/cuda/ops.py
+    (`int8_mm_dequant`).
+    """
+    x, quantized, weight = args[0], args[1], args[2]
+    outputs = quantized.numel() // quantized.shape[-1] * weight.shape[0]
+    terms = [("temporaries", 4 * outputs)]
+    if x.dtype != torch.float16:
+        terms.append(("temporaries", 2 * outputs))
+    return terms
+
+
 TERMS: dict[Any, Callable[[Any], list[tuple[str, int]]]] = {
     torch.ops.aten.embedding_dense_backward.default: _embedding_backward,
     torch.ops.aten._scaled_dot_product_flash_attention_backward.default: _flash_backward,
@@ -68,8 +106,15 @@ TERMS: dict[Any, Callable[[Any], list[tuple[str, int]]]] = {
 }
 """Scratch by operation: a function from its arguments to (component, bytes) pairs."""
 
+_NAMED: dict[str, Callable[[Any], list[tuple[str, int]]]] = {
+    "bitsandbytes::gemm_4bit": _gemm_4bit,
+    "bitsandbytes::int8_vectorwise_quant": _vectorwise_quant,
+    "bitsandbytes::int8_mixed_scaled_mm": _mixed_scaled_mm,
+}
+"""The same for operations of packages that may not be there."""
 
-def before(func: Any, args: Any, kwargs: Any) -> list[tuple[str, int]]:
+
+def before(func: Any, args: Any) -> list[tuple[str, int]]:
     """Return the scratch that an operation holds while it runs."""
-    term = TERMS.get(func)
+    term = TERMS.get(func) or _NAMED.get(func.name())
     return [] if term is None else term(args)

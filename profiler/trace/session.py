@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from estimator.case import Case
 from estimator.errors import UnsupportedError
 from estimator.gpus import workspace_bytes
 from estimator.report import MemoryReport, Parameters, Peak
-from profiler import build, loops
+from profiler import build, loops, tensors
 from profiler.trace.cuda_paths import as_on_cuda
 from profiler.trace.recorder import Recorder
 from profiler.trace.timeline import Timeline, replay
@@ -54,8 +53,8 @@ def record_timeline(case: Case) -> tuple[Timeline, Parameters]:
         model = build.build_model(case, "meta")
         config = model.config.get_text_config()
         recorder = Recorder(timeline, config.vocab_size, workspace_bytes(case.gpu))
-        recorder.register(_weights(model), "weights")
-        parameters = count_parameters(model)
+        recorder.register(tensors.model_tensors(model), "weights")
+        parameters = tensors.count_parameters(model)
         # Registered before the mode is active: a batch is there when the first step begins.
         batch = loops.make_batch(case, config.vocab_size, "meta")
         recorder.register(batch.values(), "temporaries")
@@ -65,17 +64,6 @@ def record_timeline(case: Case) -> tuple[Timeline, Parameters]:
         timeline.close()
         del held
     return timeline, parameters
-
-
-def count_parameters(model: Any) -> Parameters:
-    """Return logical parameter counts, tied ones once; a 4-bit weight counts its elements."""
-    total = trainable = 0
-    for parameter in model.parameters():
-        state = getattr(parameter, "quant_state", None)
-        count = parameter.numel() if state is None else state.shape.numel()
-        total += count
-        trainable += count if parameter.requires_grad else 0
-    return Parameters(total=total, trainable=trainable)
 
 
 def _train(case: Case, model: Any, batch: dict[str, Any], recorder: Recorder) -> Any:
@@ -97,9 +85,8 @@ class _TrainingWatcher:
 
     def step(self, index: int) -> None:
         if index:
-            states = self.optimizer.state.values()
-            tensors = (t for state in states for t in state.values() if isinstance(t, torch.Tensor))
-            self._recorder.register(tensors, "optimizer_states")
+            states = tensors.optimizer_tensors(self.optimizer)
+            self._recorder.register(states, "optimizer_states")
         self._recorder.step(index)
 
     def phase(self, name: str) -> None:
@@ -153,26 +140,7 @@ def _skip(cache: Any, ids: Any, mask: Any, count: int) -> tuple[Any, Any]:
 
 
 def _name_cache(cache: Any, recorder: Recorder) -> None:
-    tensors = (
-        tensor
-        for layer in cache.layers
-        for tensor in vars(layer).values()
-        if isinstance(tensor, torch.Tensor)
-    )
-    recorder.register(tensors, "kv_cache")
-
-
-def _weights(model: Any) -> Iterator[Any]:
-    """Yield every tensor that the model itself holds, in module order."""
-    for module in model.modules():
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is None:
-                continue
-            yield tensor
-            state = getattr(tensor, "quant_state", None)
-            while state is not None:
-                yield from (t for t in vars(state).values() if isinstance(t, torch.Tensor))
-                state = getattr(state, "state2", None)
+    recorder.register(tensors.cache_tensors(cache), "kv_cache")
 
 
 def _assumptions(case: Case) -> tuple[str, ...]:
