@@ -62,7 +62,8 @@ def training_steps(
     """
     import torch
 
-    scaler = _grad_scaler(case, batch["input_ids"].device)
+    device = batch["input_ids"].device
+    scaler = _grad_scaler(case, device)
     counts_items = None in _accepted(model)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for index in range(steps):
@@ -73,8 +74,7 @@ def training_steps(
             if counts_items:
                 items = batch["labels"].ne(-100).sum() * case.gradient_accumulation_steps
                 extra["num_items_in_batch"] = items
-            with _autocast(case, batch["input_ids"].device):
-                outputs = model(**batch, **extra)
+            outputs = _forward(model, case, device, {**batch, **extra})
             loss = outputs["loss"]
             if not case.keep_logits:
                 del outputs
@@ -109,14 +109,16 @@ def generate(model: Any, batch: dict[str, Any], case: Case, observer: Observer) 
     input_ids, mask = batch["input_ids"], batch["attention_mask"]
     cache = make_cache(case, model)
     observer.step(0)
-    with torch.no_grad(), _autocast(case, input_ids.device):
+    with torch.no_grad():
         for index in range(case.max_new_tokens):
             observer.phase("prefill" if index == 0 else "decode")
-            input_ids, mask = decode_one(model, cache, input_ids, mask, first=index == 0)
+            input_ids, mask = decode_one(model, cache, input_ids, mask, case, index == 0)
     return cache
 
 
-def decode_one(model: Any, cache: Any, input_ids: Any, mask: Any, first: bool) -> tuple[Any, Any]:
+def decode_one(
+    model: Any, cache: Any, input_ids: Any, mask: Any, case: Case, first: bool
+) -> tuple[Any, Any]:
     """Run one iteration of `generate`: the whole prompt when `first`, else the newest token.
 
     Args:
@@ -137,13 +139,16 @@ def decode_one(model: Any, cache: Any, input_ids: Any, mask: Any, first: bool) -
         extra["position_ids"] = positions.unsqueeze(0)
     if "logits_to_keep" in accepted:
         extra["logits_to_keep"] = 1
-    outputs = model(
-        input_ids=input_ids[:, start:].clone(memory_format=torch.contiguous_format),
-        attention_mask=mask,
-        past_key_values=cache,
-        use_cache=True,
+    inputs = {
+        "input_ids": input_ids[:, start:].clone(memory_format=torch.contiguous_format),
+        "attention_mask": mask,
+        "past_key_values": cache,
+        "use_cache": True,
         **extra,
-    )
+    }
+    del extra
+    outputs = _forward(model, case, input_ids.device, inputs)
+    del inputs
     logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
     del outputs
     token = torch.argmax(logits, dim=-1)
@@ -182,22 +187,45 @@ def _accepted(model: Any) -> set[str | None]:
     return {None if p.kind is p.VAR_KEYWORD else p.name for p in parameters}
 
 
-def _autocast(case: Case, device: Any) -> Any:
-    import contextlib
-
+def autocast_dtype(case: Case) -> Any:
+    """Return the half type that a case's autocast computes in, or None."""
     import torch
 
-    if case.mixed_precision is None:
-        return contextlib.nullcontext()
+    return {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}[case.mixed_precision]
+
+
+def _forward(model: Any, case: Case, device: Any, inputs: dict[str, Any]) -> Any:
+    """Call the model as accelerate prepares it: under autocast, with outputs cast to fp32.
+
+    Source: Accelerator.prepare_model (`convert_outputs_to_fp32`).
+    """
+    dtype = autocast_dtype(case)
+    if dtype is None:
+        return model(**inputs)
+    from accelerate.utils import convert_outputs_to_fp32
+
+    def forward(**kwargs: Any) -> Any:
+        with _autocast(device, dtype):
+            return model(**kwargs)
+
+    return convert_outputs_to_fp32(forward)(**inputs)
+
+
+def _autocast(device: Any, dtype: Any) -> Any:
     if device.type == "meta":
-        raise UnsupportedError(
-            "autocast (mixed_precision) cannot be traced yet; measure it with gpumem profile"
-        )
-    dtype = torch.bfloat16 if case.mixed_precision == "bf16" else torch.float16
+        # torch knows no autocast of meta tensors; the trace brings its own.
+        from profiler.trace.autocast import autocast_context
+
+        return autocast_context(dtype)
+    import torch
+
     return torch.autocast(device.type, dtype=dtype)
 
 
 def _grad_scaler(case: Case, device: Any) -> Any:
     import torch
 
-    return torch.GradScaler(device.type) if case.mixed_precision == "fp16" else None
+    """Trainer's scaler under fp16; a few bytes, which a trace leaves out."""
+
+    scaled = case.mixed_precision == "fp16" and device.type == "cuda"
+    return torch.GradScaler(device.type) if scaled else None

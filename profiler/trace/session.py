@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from estimator.errors import UnsupportedError
 from estimator.gpus import workspace_bytes
 from estimator.report import MemoryReport, Parameters, Peak
 from profiler import build, loops, tensors
+from profiler.trace.autocast import replaced_functions
 from profiler.trace.cuda_paths import as_on_cuda
 from profiler.trace.recorder import Recorder
 from profiler.trace.timeline import Timeline, replay
@@ -49,7 +51,10 @@ def trace_case(case: Case) -> MemoryReport:
 def record_timeline(case: Case) -> tuple[Timeline, Parameters]:
     """Play a case on meta tensors and return its timeline and its parameter counts."""
     timeline = Timeline()
-    with as_on_cuda():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(as_on_cuda())
+        if case.mixed_precision is not None:
+            stack.enter_context(replaced_functions(loops.autocast_dtype(case)))
         model = build.build_model(case, "meta")
         config = model.config.get_text_config()
         recorder = Recorder(timeline, config.vocab_size, workspace_bytes(case.gpu))
@@ -102,7 +107,7 @@ def _generate(case: Case, model: Any, batch: dict[str, Any], recorder: Recorder)
     with recorder, torch.no_grad():
         cache = loops.make_cache(case, model)
         recorder.phase("prefill")
-        ids, mask = loops.decode_one(model, cache, ids, mask, first=True)
+        ids, mask = loops.decode_one(model, cache, ids, mask, case, first=True)
         _name_cache(cache, recorder)
         steps = case.max_new_tokens - 1
         if steps:
@@ -111,7 +116,7 @@ def _generate(case: Case, model: Any, batch: dict[str, Any], recorder: Recorder)
         for index in range(steps - skipped):
             if skipped and index == 1:
                 ids, mask = _skip(cache, ids, mask, skipped)
-            ids, mask = loops.decode_one(model, cache, ids, mask, first=False)
+            ids, mask = loops.decode_one(model, cache, ids, mask, case, first=False)
             _name_cache(cache, recorder)
     return cache, ids, mask
 
