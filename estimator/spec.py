@@ -32,17 +32,29 @@ class Linear:
 class Norm:
     """A normalization over `size` features.
 
-    `kind`: `rms` (computed in fp32, scaled after the cast back: Llama), `rms_fp32_scale` (scaled
-    in fp32 by 1 + weight: Gemma), `layer` (torch's LayerNorm with bias).
+    `kind` names the code that computes it:
+
+    - `rms`: in fp32, scaled after the cast back (Llama);
+    - `rms_fp32_scale`: scaled in fp32 by 1 + weight (Gemma);
+    - `rms_scaled_before_cast`: scaled in fp32 by the weight (OLMo 2, Helium);
+    - `centered`: mean and variance in fp32 without a kernel of its own (Cohere);
+    - `layer`: torch's LayerNorm with bias; `layer_plus_one` scales by 1 + weight (Nemotron);
+    - `layer_no_bias`: without bias; `layer_fp32`: in fp32, without parameters (OLMo).
+
+    `groups` is the number of rows that have weights of their own (Cohere's query heads).
     """
 
     kind: str
     size: int
+    groups: int = 1
 
     @property
     def shapes(self) -> tuple[int, ...]:
         """Elements of each of its parameters."""
-        return (self.size, self.size) if self.kind == "layer" else (self.size,)
+        if self.kind == "layer_fp32":
+            return ()
+        biased = self.kind in ("layer", "layer_plus_one")
+        return (self.size * self.groups,) * (2 if biased else 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +62,8 @@ class Attention:
     """Self-attention: `heads` query heads, `kv_heads` key and value heads of `head_dim` features.
 
     `fused` is one linear for queries, keys and values (GPT-2), else there are three. `window` is
-    the sliding window in tokens, or None. `rotary` is whether positions rotate queries and keys.
+    the sliding window in tokens, or None. `rotary` is whether positions rotate queries and keys:
+    whole heads as Llama does, unless `rotary_dim` and `rotary_style` say otherwise.
     """
 
     heads: int
@@ -67,6 +80,32 @@ class Attention:
     dropout: float = 0.0
     eager: str = "fp32_softmax"
     """How the eager path computes its softmax: `fp32_softmax` (Llama) or `plain` (GPT-2)."""
+    rotary_dim: int | None = None
+    """Features of a head that positions rotate; None for all of them."""
+    recipe: str = "standard"
+    """Which code computes it, where it is not Llama's or GPT-2's: a key of `ATTENTIONS` in
+    estimator/architecture/layer.py."""
+    rotary_style: str = "tables"
+    """Which code rotates queries and keys: a style of estimator/architecture/rotary.py."""
+    key_norm: Norm | None = None
+    """The keys' norm where it differs from the queries' (OLMo 2: over all heads at once)."""
+    norm_after_rotary: bool = False
+    """Whether queries and keys are normalized after they are rotated (HunYuan)."""
+    norm_by_head: bool = False
+    """Whether each head has a norm module of its own (StableLM 2 12B)."""
+    query_scaled: bool = False
+    """Whether rotated queries are multiplied by a factor of their position (Ministral 3)."""
+    softcap: bool = False
+    """Whether the eager path caps scores by a tanh (Gemma 2); the other paths ignore it."""
+
+    @property
+    def norms(self) -> tuple[Norm, ...]:
+        """Norms of queries and keys, one entry a module."""
+        if self.qk_norm is None:
+            return ()
+        if self.norm_by_head:
+            return (self.qk_norm,) * (self.heads + self.kv_heads)
+        return (self.qk_norm, self.key_norm or self.qk_norm)
 
     @property
     def linears(self) -> tuple[Linear, ...]:
@@ -82,12 +121,21 @@ class Attention:
 
 @dataclass(frozen=True, slots=True)
 class Mlp:
-    """A feed-forward block: gated (`gate`, `up`, `down`) or plain (`up`, `down`)."""
+    """A feed-forward block: gated (`gate`, `up`, `down`) or plain (`up`, `down`).
+
+    `fused_gate` is whether `up` makes the gate's and up's features side by side (Phi-3).
+    """
 
     gate: Linear | None
     up: Linear
     down: Linear
     activation: str
+    fused_gate: bool = False
+
+    @property
+    def activation_parameters(self) -> tuple[int, ...]:
+        """Elements of each parameter of the activation function (xIELU's two)."""
+        return (1, 1) if self.activation == "xielu" else ()
 
     @property
     def linears(self) -> tuple[Linear, ...]:
@@ -97,18 +145,32 @@ class Mlp:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A pre-norm decoder layer: norm, attention, residual, norm, MLP, residual.
+    """A decoder layer: norm, attention, residual, norm, MLP, residual.
 
-    `dropout` follows the attention's and the MLP's output where it is not 0. `holds_attended` is
-    whether the layer's code still names the attention's output while the MLP runs (GPT-2).
+    `input_norm` and `post_norm` stand before the attention and the MLP, `attention_out_norm` and
+    `mlp_out_norm` behind them; each may be missing. `parallel` is whether the MLP reads what the
+    attention read and both are added to the residual at the end (Phi, Cohere).
+
+    `dropout` follows the attention's and the MLP's output where it is not 0; `attended_dropout`
+    is whether it follows the attention's too. `holds_attended` is whether the layer's code still
+    names the attention's output while the MLP runs (GPT-2). `residual_scaled` is whether what is
+    added to the residual is multiplied by a number (Granite).
     """
 
-    input_norm: Norm
+    input_norm: Norm | None
     attention: Attention
-    post_norm: Norm
+    post_norm: Norm | None
     mlp: Mlp
     dropout: float = 0.0
     holds_attended: bool = False
+    attention_out_norm: Norm | None = None
+    mlp_out_norm: Norm | None = None
+    parallel: bool = False
+    attended_dropout: bool = True
+    residual_scaled: bool = False
+    recipe: str = "pre_norm"
+    """Which code runs the layer: `pre_norm`, or a key of `LAYERS` in
+    estimator/architecture/layer.py."""
 
     @property
     def linears(self) -> tuple[Linear, ...]:
@@ -117,9 +179,9 @@ class Layer:
 
     @property
     def norms(self) -> tuple[Norm, ...]:
-        """Its norms; a query/key norm counts twice."""
-        qk = self.attention.qk_norm
-        return (self.input_norm, self.post_norm, *((qk, qk) if qk is not None else ()))
+        """Its norms, those of queries and keys first."""
+        around = (self.input_norm, self.post_norm, self.attention_out_norm, self.mlp_out_norm)
+        return (*self.attention.norms, *(norm for norm in around if norm is not None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +189,12 @@ class ModelSpec:
     """A causal language model. Counts are elements, not bytes.
 
     `position_rows` is the number of learned positions (0 for none). `rope_tables` counts the fp32
-    buffers of `head_dim / 2` elements that hold inverse frequencies. `embedding_scaled` is whether
-    embeddings are multiplied by a buffer (Gemma).
+    buffers of half a rotated head's elements that hold inverse frequencies: two a kind of table.
+    `embedding_scaled` is whether embeddings are multiplied by a number (Gemma, Granite).
+    `buffers` are the bytes of buffers other than those. `both_masks` is whether the code builds a
+    full and a sliding mask whatever the layers use. `embedding_held` is whether the model's code
+    still names the embeddings after a dropout. `logits_scaled` is whether logits are multiplied
+    by a number (Cohere, Granite), `logits_softcap` whether a tanh caps them (Gemma 2).
     """
 
     name: str
@@ -144,6 +210,11 @@ class ModelSpec:
     embedding_scaled: bool = False
     rope_tables: int = 2
     max_positions: int | None = None
+    buffers: tuple[int, ...] = ()
+    both_masks: bool = False
+    embedding_held: bool = False
+    logits_scaled: bool = False
+    logits_softcap: bool = False
 
     @property
     def parameters(self) -> int:
@@ -162,6 +233,7 @@ class ModelSpec:
                     yield linear.outputs
             for norm in layer.norms:
                 yield from norm.shapes
+            yield from layer.mlp.activation_parameters
         yield from self.final_norm.shapes
         if not self.tied:
             yield self.head.weight_count
@@ -172,6 +244,11 @@ class ModelSpec:
     def head_dim(self) -> int:
         """Features of an attention head (of the first layer)."""
         return self.layers[0].attention.head_dim
+
+    @property
+    def rotary_dim(self) -> int:
+        """Features of a head that positions rotate (of the first layer)."""
+        return self.layers[0].attention.rotary_dim or self.head_dim
 
     @property
     def heads(self) -> int:
