@@ -49,15 +49,8 @@ def attention(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Ten
         tape.drop(query, key)
         query, key = rotated
     if ctx.cached:
-        key, value = _cache(tape, key, value, spec, ctx)
-    chosen = kernel(spec, ctx)
-    probabilities: Tensor | None = None
-    if chosen == "eager":
-        out, probabilities = _eager(tape, query, key, value, spec, ctx)
-    elif chosen == "math":
-        out = _math(tape, query, key, value, spec, ctx)
-    else:
-        out = _fused(tape, query, key, value, spec, ctx, chosen)
+        key, value = grow_cache(tape, key, value, spec, ctx)
+    out, probabilities = attend(tape, query, key, value, spec, ctx)
     result = linear(tape, out, spec.output, ctx)
     tape.drop(out)
     if ctx.cached:
@@ -68,6 +61,33 @@ def attention(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Ten
     else:
         tape.drop(query)
     return result, probabilities
+
+
+def attend(
+    tape: Tape,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    spec: Attention,
+    ctx: Context,
+    by_head: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Run the kernel: [B, Q, heads * d], and for eager the probabilities.
+
+    `by_head` is whether queries (and keys) lie in memory as [B, heads, Q, d].
+    """
+    chosen = kernel(spec, ctx)
+    if chosen == "eager":
+        return _eager(tape, query, key, value, spec, ctx, by_head)
+    if chosen == "math":
+        return _math(tape, query, key, value, spec, ctx), None
+    out = _fused(tape, query, key, value, spec, ctx, chosen)
+    if by_head and chosen == "flash" and ctx.queries > 1:
+        # Flash's output lies as the queries do: it is copied into [B, Q, heads, d].
+        copy = tape.op(out.count, out.width, (out,), grads=(PASS,))
+        tape.drop(out)
+        return copy, None
+    return out, None
 
 
 def _project(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Tensor, Tensor, Tensor]:
@@ -93,7 +113,7 @@ def _normed(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> Tensor:
 
 
 def rotate(tape: Tape, x: Tensor) -> Tensor:
-    """`x * cos + rotate_half(x) * sin`; all layers share cos and sin, which are counted elsewhere."""
+    """`x * cos + rotate_half(x) * sin`; cos and sin are counted with the model."""
     first = scale(tape, x)
     negated = tape.op(x.count // 2, x.width, (x,), grads=(x.size,), temporaries=(x.size // 2,))
     halves = tape.op(x.count, x.width, (negated, x), grads=(PASS, x.size))
@@ -105,7 +125,7 @@ def rotate(tape: Tape, x: Tensor) -> Tensor:
     return out
 
 
-def _cache(
+def grow_cache(
     tape: Tape, key: Tensor, value: Tensor, spec: Attention, ctx: Context
 ) -> tuple[Tensor, Tensor]:
     """DynamicCache grows by concatenation: the new keys exist beside the old for a moment.
@@ -207,7 +227,13 @@ def _repeat(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> Tensor:
 
 
 def _eager(
-    tape: Tape, query: Tensor, key: Tensor, value: Tensor, spec: Attention, ctx: Context
+    tape: Tape,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    spec: Attention,
+    ctx: Context,
+    by_head: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Scores, mask, softmax and the weighted sum, each a tensor of its own: S**2 a head."""
     B, Q, K, a, d = ctx.batch, ctx.queries, ctx.keys, spec.heads, spec.head_dim
@@ -219,8 +245,10 @@ def _eager(
     values = _repeat(tape, value, spec, ctx) if repeated else value
     fused = key is query
     copied = B > 1 or fused
-    q_mat = _laid_out(tape, query, B * Q * a * d, fused) if copied else tape.alias(query)
-    copy_keys = copied and not repeated and not (ctx.cached and spec.groups == 1)
+    copy_queries = copied and not by_head
+    q_mat = _laid_out(tape, query, B * Q * a * d, fused) if copy_queries else tape.alias(query)
+    copy_values = copied and not repeated and not (ctx.cached and spec.groups == 1)
+    copy_keys = copy_values and not by_head
     k_mat = _laid_out(tape, keys, B * K * a * d, fused) if copy_keys else tape.alias(keys)
     raw = tape.op(scores_count, ctx.width, (q_mat, k_mat), (q_mat, k_mat))
     tape.drop(q_mat, k_mat)
@@ -234,7 +262,7 @@ def _eager(
     tape.drop(scores)
     weights = dropout(tape, probabilities, spec.dropout, ctx)
     tape.drop(probabilities)
-    v_mat = _laid_out(tape, values, B * K * a * d, fused) if copy_keys else tape.alias(values)
+    v_mat = _laid_out(tape, values, B * K * a * d, fused) if copy_values else tape.alias(values)
     product = tape.op(B * Q * a * d, ctx.width, (weights, v_mat), (weights, v_mat))
     tape.drop(v_mat)
     out = tape.op(B * Q * a * d, ctx.width, (product,), grads=(PASS,))

@@ -5,6 +5,7 @@ Every tensor is a block of its own in the allocator, so sizes are summed tensor 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,9 +15,10 @@ from estimator.allocator import (
     CachingAllocator,
     expected_block,
 )
-from estimator.architecture.context import WIDTHS
+from estimator.architecture.context import WIDTHS, prepared
+from estimator.architecture.quantized import quantized_blocks
 from estimator.case import Case, Lora
-from estimator.spec import Layer, ModelSpec
+from estimator.spec import Layer, Linear, ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ class Inventory:
     base: tuple[int, ...]
     adapters: tuple[int, ...]
     buffers_bytes: tuple[int, ...]
+    quantizable: tuple[Linear, ...]
 
     @property
     def base_count(self) -> int:
@@ -83,11 +86,12 @@ def inventory(spec: ModelSpec, lora: Lora | None) -> Inventory:
             adapters += adapter_tensors(layer, lora)
     buffers: list[int] = []
     if spec.rope_tables:
-        # inv_freq and original_inv_freq, fp32, half a head each.
-        buffers += [4 * (spec.head_dim // 2)] * spec.rope_tables
+        # inv_freq and original_inv_freq, fp32, half of what is rotated each.
+        buffers += [4 * (spec.rotary_dim // 2)] * spec.rope_tables
     if spec.embedding_scaled:
         buffers.append(4)
-    return Inventory(tuple(spec.parameter_counts()), tuple(adapters), tuple(buffers))
+    linears = tuple(linear for layer in spec.layers for linear in layer.linears)
+    return Inventory(tuple(spec.parameter_counts()), tuple(adapters), tuple(buffers), linears)
 
 
 def adapter_tensors(layer: Layer, lora: Lora) -> Iterator[int]:
@@ -101,7 +105,25 @@ def adapter_tensors(layer: Layer, lora: Lora) -> Iterator[int]:
 def weights(case: Case, items: Inventory) -> Held:
     """Return the bytes of all parameters and buffers as loaded."""
     buffers = held(items.buffers_bytes, 1)
-    return held(items.base, WIDTHS[case.dtype]) + held(items.adapters, 4) + buffers
+    adapters = held(items.adapters, 4)
+    if case.quantization is not None:
+        return _quantized_weights(case, items) + adapters + buffers
+    return held(items.base, WIDTHS[case.dtype]) + adapters + buffers
+
+
+def _quantized_weights(case: Case, items: Inventory) -> Held:
+    """Quantized linears block by block; the rest in the dtype as loaded, or fp32 if prepared."""
+    assert case.quantization is not None
+    rest = Counter(items.base)
+    sizes: list[int] = []
+    for linear in items.quantizable:
+        rest[linear.weight_count] -= 1
+        sizes += quantized_blocks(linear, case.quantization, case.double_quantization)
+    if case.double_quantization:
+        # The table of 256 values by which scales are quantized, one for all.
+        sizes.append(1024)
+    width = 4 if prepared(case) else WIDTHS[case.dtype]
+    return held(list(rest.elements()), width) + held(sizes, 1)
 
 
 def trainable(case: Case, items: Inventory) -> tuple[tuple[int, ...], int]:

@@ -5,17 +5,37 @@ Source: transformers' `LlamaDecoderLayer.forward`, `GPT2Block.forward`, loss/los
 
 from __future__ import annotations
 
-from estimator.architecture.attention import attention
+from collections.abc import Callable
+
+from estimator.architecture import attention as standard
+from estimator.architecture import split_rotary
 from estimator.architecture.context import Context
-from estimator.architecture.parts import activation, add, cast, dropout, linear, norm, parameter
+from estimator.architecture.feed_forward import mlp
+from estimator.architecture.parts import add, cast, dropout, linear, norm, parameter
 from estimator.architecture.tape import PASS, Tape, Tensor
-from estimator.spec import Layer, Mlp, ModelSpec
+from estimator.spec import Attention, Layer, ModelSpec
+
+
+ATTENTIONS: dict[
+    str, Callable[[Tape, Tensor, Attention, Context], tuple[Tensor, Tensor | None]]
+] = {
+    "standard": standard.attention,
+    "split_rotary": split_rotary.attention,
+}
+"""Formulas of self-attention by `Attention.recipe`."""
+
+LAYERS: dict[str, Callable[[Tape, Tensor, Layer, Context], Tensor]] = {
+    "split_parallel": split_rotary.parallel_layer,
+}
+"""Formulas of a layer by `Layer.recipe`, for those that are not pre-norm."""
 
 
 def decoder_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
-    """Play a pre-norm layer; `x` ([B, Q, hidden]) is borrowed."""
+    """Play a layer; `x` ([B, Q, hidden]) is borrowed."""
+    if spec.recipe != "pre_norm":
+        return LAYERS[spec.recipe](tape, x, spec, ctx)
     normed = norm(tape, x, spec.input_norm, ctx)
-    attended, probabilities = attention(tape, normed, spec.attention, ctx)
+    attended, probabilities = ATTENTIONS[spec.attention.recipe](tape, normed, spec.attention, ctx)
     tape.drop(normed)
     attended = _residual_dropout(tape, attended, spec, ctx)
     h = add(tape, x, attended)
@@ -39,25 +59,6 @@ def _residual_dropout(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tenso
     return out
 
 
-def mlp(tape: Tape, x: Tensor, spec: Mlp, ctx: Context) -> Tensor:
-    """Gated: down(act(gate(x)) * up(x)); plain: down(act(up(x)))."""
-    if spec.gate is None:
-        inner = linear(tape, x, spec.up, ctx)
-        hidden = activation(tape, inner, spec.activation)
-        tape.drop(inner)
-    else:
-        gate = linear(tape, x, spec.gate, ctx)
-        activated = activation(tape, gate, spec.activation)
-        tape.drop(gate)
-        up = linear(tape, x, spec.up, ctx)
-        saves = tuple(t for t, other in ((activated, up), (up, activated)) if other.grad)
-        hidden = tape.op(activated.count, activated.width, (activated, up), saves)
-        tape.drop(activated, up)
-    out = linear(tape, hidden, spec.down, ctx)
-    tape.drop(hidden)
-    return out
-
-
 def embeddings(tape: Tape, spec: ModelSpec, ctx: Context) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Look the tokens up: [B, Q, hidden]; learned positions are added, Gemma's are scaled.
 
@@ -75,14 +76,20 @@ def embeddings(tape: Tape, spec: ModelSpec, ctx: Context) -> tuple[Tensor, tuple
         scaled = tape.op(count, ctx.width, (out,))
         tape.drop(out)
         out = scaled
+    out = _with_input_grads(out, ctx)
     if spec.position_rows:
         rows = parameter(spec.position_rows * spec.hidden_size, ctx.width, ctx.full)
         positions = tape.op(ctx.queries * spec.hidden_size, ctx.width, (rows,))
         summed = tape.op(count, ctx.width, (out, positions), grads=(PASS, positions.size))
         hidden = dropout(tape, summed, spec.embedding_dropout, ctx)
         tape.drop(summed)
-        return _with_input_grads(hidden, ctx), (out, positions)
-    return _with_input_grads(out, ctx), ()
+        _keep_leaf(tape, out, ctx)
+        return hidden, (out, positions)
+    if spec.embedding_dropout and ctx.training:
+        hidden = dropout(tape, out, spec.embedding_dropout, ctx)
+        _keep_leaf(tape, out, ctx)
+        return hidden, (out,)
+    return out, ()
 
 
 def _with_input_grads(x: Tensor, ctx: Context) -> Tensor:
@@ -93,6 +100,13 @@ def _with_input_grads(x: Tensor, ctx: Context) -> Tensor:
     if ctx.lora is not None and ctx.training and ctx.checkpointing:
         x.grad = True
     return x
+
+
+def _keep_leaf(tape: Tape, x: Tensor, ctx: Context) -> None:
+    """A leaf that requires grad lives as long as the graph: its AccumulateGrad node holds it."""
+    if x.grad and not ctx.full and x.storage is not None:
+        x.storage.saved = True
+        tape.alias(x)
 
 
 def final_norm(tape: Tape, x: Tensor, spec: ModelSpec, ctx: Context) -> Tensor:

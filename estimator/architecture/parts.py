@@ -132,6 +132,10 @@ def linear(tape: Tape, x: Tensor, spec: Linear, ctx: Context, viewed: bool = Tru
     Backward's gradient of a 3-D input is a view of a 2-D product (`viewed`), into which autograd
     sums nothing in place.
     """
+    if ctx.quantization is not None:
+        from estimator.architecture.quantized import quantized_linear
+
+        return quantized_linear(tape, x, spec, ctx)
     rows = x.count // spec.inputs
     out = _product(tape, x, spec, ctx, rows, viewed)
     if not ctx.targets(spec):
@@ -160,9 +164,9 @@ def _adapted(
     width = ctx.adapter_width
     x32 = cast(tape, x, width)
     dropped = dropout(tape, x32, lora.lora_dropout, ctx)
-    down = _adapter(tape, dropped, rows, spec.inputs, lora.r, ctx)
+    down = adapter(tape, dropped, rows, spec.inputs, lora.r, ctx)
     tape.drop(dropped)
-    up = _adapter(tape, down, rows, lora.r, spec.outputs, ctx)
+    up = adapter(tape, down, rows, lora.r, spec.outputs, ctx)
     tape.drop(down)
     scaled = scale(tape, up)
     tape.drop(up)
@@ -175,7 +179,7 @@ def _adapted(
     return out
 
 
-def _adapter(tape: Tape, x: Tensor, rows: int, inputs: int, outputs: int, ctx: Context) -> Tensor:
+def adapter(tape: Tape, x: Tensor, rows: int, inputs: int, outputs: int, ctx: Context) -> Tensor:
     weight = parameter(inputs * outputs, ctx.adapter_width, ctx.training)
     return tape.op(rows * outputs, ctx.adapter_width, (weight, x), (x, weight), viewed=True)
 
@@ -226,6 +230,29 @@ def _gelu_new(tape: Tape, x: Tensor) -> Tensor:
     return out
 
 
+def _gelu_fast(tape: Tape, x: Tensor) -> Tensor:
+    """0.5 x (1 + tanh(0.798 x (1 + 0.044715 x x))), operation by operation.
+
+    Source: transformers/activations.py, `FastGELUActivation`.
+    """
+    half = scale(tape, x)
+    linear_term = scale(tape, x)
+    scaled = scale(tape, x)
+    square = multiply(tape, scaled, x)
+    tape.drop(scaled)
+    plus_one = tape.op(x.count, x.width, (square,), grads=(PASS,))
+    tape.drop(square)
+    inner = multiply(tape, linear_term, plus_one)
+    tape.drop(linear_term, plus_one)
+    tanh = tape.op(x.count, x.width, (inner,), saves_out=True)
+    tape.drop(inner)
+    plus_one = tape.op(x.count, x.width, (tanh,), grads=(PASS,))
+    tape.drop(tanh)
+    out = multiply(tape, half, plus_one)
+    tape.drop(half, plus_one)
+    return out
+
+
 _ACTIVATIONS = {
     "silu": _saves_input,
     "swish": _saves_input,
@@ -233,4 +260,5 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": _saves_input,
     "relu": _saves_output,
     "gelu_new": _gelu_new,
+    "gelu_fast": _gelu_fast,
 }

@@ -47,7 +47,7 @@ class Tensor:
     `grad` is whether it requires grad; `parameter` whether it is a leaf that keeps its gradient.
     """
 
-    __slots__ = ("count", "grad", "grad_made", "parameter", "storage", "width")
+    __slots__ = ("count", "grad", "parameter", "storage", "width")
 
     def __init__(
         self, count: int, width: int, grad: bool, storage: Storage | None, parameter: bool = False
@@ -57,7 +57,6 @@ class Tensor:
         self.grad = grad
         self.storage = storage
         self.parameter = parameter
-        self.grad_made = False
 
     @property
     def size(self) -> int:
@@ -76,6 +75,8 @@ class Node:
     temporaries: tuple[int, ...]
     viewed: bool
     saving: bool
+    others: tuple[Tensor, ...] = ()
+    """Further outputs, of an operation that has several."""
 
 
 @dataclass(slots=True)
@@ -189,8 +190,31 @@ class Tape:
             self._stop(())
         return out
 
-    def backward(self, out: Tensor, grad: Storage) -> dict[int, Storage]:
+    def view(self, x: Tensor, count: int, grad: int = PASS) -> Tensor:
+        """Return a view of `count` of x's elements: no bytes of its own.
+
+        Args:
+            grad: PASS for a view of the whole, or the bytes of the tensor of zeros into which
+                backward of a slice copies its gradient.
+        """
+        return self.split(x, (count,), grad)[0]
+
+    def split(self, x: Tensor, counts: tuple[int, ...], grad: int) -> tuple[Tensor, ...]:
+        """Return views of one tensor, whose backward joins their gradients into `grad` bytes."""
+        needs = self.recording and x.grad
+        outs = tuple(Tensor(count, x.width, needs, self.alias(x).storage) for count in counts)
+        if needs:
+            self.nodes.append(Node(outs[0], (x,), (grad,), [], (), False, False, outs[1:]))
+        return outs
+
+    def backward(
+        self, out: Tensor, grad: Storage, reached: dict[int, Storage] | None = None
+    ) -> dict[int, Storage]:
         """Play the backward pass from `out`, whose gradient is `grad` (one reference, consumed).
+
+        Args:
+            reached: gradients that reached tensors in another tape, as it returned them; they are
+                views, into which no other is summed in place.
 
         Returns:
             the gradients that reached tensors made by no node of this tape (a block's input),
@@ -198,15 +222,19 @@ class Tape:
         """
         self._stopped = False
         unpacked = False
-        buffers: dict[int, tuple[Storage, bool]] = {id(out): (grad, False)}
+        buffers: dict[int, tuple[Storage, bool]] = {
+            key: (storage, True) for key, storage in (reached or {}).items()
+        }
+        buffers[id(out)] = (grad, False)
         for node in reversed(self.nodes):
-            entry = buffers.pop(id(node.out), None)
-            if entry is None:
+            entries = [buffers.pop(id(tensor), None) for tensor in (node.out, *node.others)]
+            known = [entry for entry in entries if entry is not None]
+            if not known:
                 self._forget(node)
                 continue
             if node.saving and not unpacked:
                 unpacked, self.first_unpack = True, len(self.events)
-            incoming = entry[0]
+            incoming, viewed = known[0]
             held = [self._allocate(size, None) for size in node.temporaries]
             made: list[tuple[Tensor, Storage, bool]] = []
             for tensor, kind in zip(node.inputs, node.grads, strict=True):
@@ -214,18 +242,19 @@ class Tape:
                     continue
                 if kind == PASS:
                     incoming.refs += 1
-                    made.append((tensor, incoming, entry[1]))
+                    made.append((tensor, incoming, viewed))
                 else:
                     size = tensor.size if kind == NEW else kind
                     name = "logits" if _is_logits(tensor) else None
                     made.append((tensor, self._allocate(size, name), node.viewed))
             for storage in held:
                 self._release(storage)
-            self._release(incoming)
+            for storage, _ in known:
+                self._release(storage)
             self._forget(node)
             for tensor, storage, viewed in made:
                 if tensor.parameter:
-                    self._keep_gradient(tensor, storage)
+                    self.keep_gradient(storage)
                 else:
                     self._sum(buffers, tensor, storage, viewed)
         self.nodes.clear()
@@ -261,12 +290,12 @@ class Tape:
             self._release(storage)
         node.saved = []
 
-    def _keep_gradient(self, parameter: Tensor, storage: Storage) -> None:
-        if self.accumulate or parameter.grad_made:
+    def keep_gradient(self, storage: Storage) -> None:
+        """A parameter's gradient is complete: it stays, or is added to the one that is there."""
+        if self.accumulate:
             self._release(storage)
-            return
-        parameter.grad_made = True
-        storage.component = "gradients"
+        else:
+            storage.component = "gradients"
 
     def _sum(
         self,

@@ -107,7 +107,8 @@ def _forward_and_backward(
     vocabulary = f"the loss over the {spec.vocab_size}-token vocabulary"
     run.play(Pass.of(loss_events, vocabulary))
     run.begin("backward")
-    head.backward(value, Storage(0, "logits"))
+    head_table = _tied_table(head, spec)
+    pending = head.backward(value, Storage(0, "logits")).get(id(head_table))
     run.play(Pass.of(head.take_events(), f"backward of {vocabulary}"))
     if keep_logits and scores.storage is not None:
         run.change("logits", -scores.storage.allocated, -scores.storage.requested)
@@ -115,20 +116,28 @@ def _forward_and_backward(
         run.play(kinds.passes[key].backward)
     run.change("activations", -shared)
     if hidden.grad and ctx.full:
-        for node in embedding.nodes:
-            _tie(node.inputs, spec)
-        embedding.backward(hidden, Storage(hidden.size, None))
+        table = _tied_table(embedding, spec)
+        reached = {} if pending is None else {id(table): pending}
+        gradient = embedding.backward(hidden, Storage(hidden.size, None), reached).get(id(table))
+        if gradient is not None:
+            embedding.keep_gradient(gradient)
         run.play(Pass.of(embedding.take_events(), "backward of the embeddings"))
 
 
-def _tie(inputs: tuple[Tensor, ...], spec: ModelSpec) -> None:
-    """A tied table has the head's gradient already: the embedding's is added to it and freed."""
+def _tied_table(tape: Tape, spec: ModelSpec) -> Tensor | None:
+    """Return the table that embeddings and head share, whose gradient has two parts.
+
+    Autograd holds the head's part until the embeddings' is there, and then adds them to a third
+    tensor: the head's is a transposed view, into which nothing is summed in place.
+    """
     if not spec.tied:
-        return
-    table = spec.vocab_size * spec.hidden_size
-    for tensor in inputs:
-        if tensor.parameter and tensor.count == table:
-            tensor.grad_made = True
+        return None
+    for node in tape.nodes:
+        for tensor in node.inputs:
+            if tensor.parameter and tensor.count == spec.vocab_size * spec.hidden_size:
+                tensor.parameter = False
+                return tensor
+    return None
 
 
 @dataclass(slots=True)
@@ -196,11 +205,11 @@ def _block_input(spec: ModelSpec, ctx: Context, grad: bool) -> Tensor:
 
 
 def rotary_tables(spec: ModelSpec, ctx: Context) -> int:
-    """Return the bytes of cos and sin, [1, Q, d] each, which all layers share, and of positions."""
+    """Return the bytes of cos and sin, [1, Q, rotary_dim] each, which all layers share, and of positions."""
     positions = 8 * ctx.queries
     if not spec.rope_tables:
         return positions
-    return positions + 2 * ctx.queries * spec.head_dim * ctx.width
+    return positions + 2 * ctx.queries * spec.rotary_dim * ctx.width
 
 
 def attention_masks(spec: ModelSpec, ctx: Context) -> int:

@@ -90,6 +90,32 @@ class ConfigReader:
             )
         return hidden_size // heads
 
+    def divided(self, name: str, size: int, by: str, count: int) -> int:
+        """Return `size` over `count`, which have to divide; `name` and `by` are their fields."""
+        if size % count:
+            raise ModelError(
+                f"the configuration of {self.name} is impossible: {name} is {size}, "
+                f"which {by} {count} does not divide"
+            )
+        return size // count
+
+    def rotary_dim(self, head_dim: int, name: str, default: float) -> int:
+        """Return how many features of a head positions rotate.
+
+        The share is field `name`, or `partial_rotary_factor` of `rope_parameters` (or of
+        `rope_scaling`, its older name); more than 0, at most 1.
+        """
+        share: Any = self.config.get(name)
+        for holder in ("rope_parameters", "rope_scaling"):
+            inner = self.config.get(holder)
+            if isinstance(inner, dict) and inner.get("partial_rotary_factor") is not None:
+                share = inner["partial_rotary_factor"]
+        if share is None:
+            share = default
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+            raise self.error(name, share, "a number above 0, at most 1")
+        return int(head_dim * share)
+
     def layer_types(self, count: int) -> list[str] | None:
         """Return `layer_types` where it is given: one name a layer."""
         value = self.config.get("layer_types")

@@ -1,0 +1,77 @@
+"""Formulas of attention whose queries, keys and values are views of one linear's output, rotated.
+
+Source: transformers/models/gpt_neox/modeling_gpt_neox.py (`GPTNeoXAttention.forward`,
+`apply_rotary_pos_emb`, `GPTNeoXLayer.forward`).
+"""
+
+from __future__ import annotations
+
+from estimator.architecture.attention import attend, grow_cache, rotate
+from estimator.architecture.context import Context
+from estimator.architecture.feed_forward import mlp
+from estimator.architecture.parts import add, dropout, linear, norm
+from estimator.architecture.tape import PASS, Tape, Tensor
+from estimator.spec import Attention, Layer
+
+
+def attention(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Tensor, Tensor | None]:
+    """Return the block's output and, for eager, the probabilities that its caller still holds."""
+    assert spec.fused is not None
+    fused = linear(tape, x, spec.fused, ctx)
+    # Backward joins the three gradients head by head, and copies them into rows of tokens.
+    rows = tape.view(fused, fused.count, fused.size)
+    count = fused.count // 3
+    query, key, value = tape.split(rows, (count, count, count), fused.size)
+    rotated = rotate_parts(tape, (query, key), spec)
+    tape.drop(query, key)
+    query, key = rotated
+    if ctx.cached:
+        cached = grow_cache(tape, key, value, spec, ctx)
+        tape.drop(key, value)
+        key, value = cached
+    out, probabilities = attend(tape, query, key, value, spec, ctx, by_head=True)
+    result = linear(tape, out, spec.output, ctx)
+    tape.drop(out, query, rows, fused)
+    if not ctx.cached:
+        tape.drop(key, value)
+    return result, probabilities
+
+
+def rotate_parts(tape: Tape, states: tuple[Tensor, ...], spec: Attention) -> tuple[Tensor, ...]:
+    """Rotate the first `rotary_dim` features of each head, and join the others to them again."""
+    share = spec.rotary_dim or spec.head_dim
+    parts = []
+    for x in states:
+        turned = x.count * share // spec.head_dim
+        parts.append((tape.view(x, turned, x.size), tape.view(x, x.count - turned, x.size)))
+    rotated = [rotate(tape, turned) for turned, _ in parts]
+    joined = []
+    for (_, rest), turned in zip(parts, rotated, strict=True):
+        count = turned.count + rest.count
+        joined.append(tape.op(count, turned.width, (turned, rest), grads=(PASS, PASS)))
+        tape.drop(turned)
+    for turned, rest in parts:
+        tape.drop(turned, rest)
+    return tuple(joined)
+
+
+def parallel_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
+    """Attention and MLP of two norms of the same input, summed: `mlp + attention + x`."""
+    normed = norm(tape, x, spec.input_norm, ctx)
+    attended, probabilities = attention(tape, normed, spec.attention, ctx)
+    tape.drop(normed)
+    attended = _dropped(tape, attended, spec, ctx)
+    normed = norm(tape, x, spec.post_norm, ctx)
+    fed = mlp(tape, normed, spec.mlp, ctx)
+    tape.drop(normed)
+    fed = _dropped(tape, fed, spec, ctx)
+    both = add(tape, fed, attended)
+    out = add(tape, both, x)
+    tape.drop(both, fed, attended, probabilities)
+    return out
+
+
+def _dropped(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
+    out = dropout(tape, x, spec.dropout, ctx)
+    tape.drop(x)
+    return out
