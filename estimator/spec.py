@@ -93,6 +93,8 @@ class Attention:
     """Whether queries and keys are normalized after they are rotated (HunYuan)."""
     norm_by_head: bool = False
     """Whether each head has a norm module of its own (StableLM 2 12B)."""
+    query_multiplied: bool = False
+    """Whether the query's projection is multiplied by the scale at once (OPT)."""
     query_scaled: bool = False
     """Whether rotated queries are multiplied by a factor of their position (Ministral 3)."""
     softcap: bool = False
@@ -195,6 +197,8 @@ class ModelSpec:
     full and a sliding mask whatever the layers use. `embedding_held` is whether the model's code
     still names the embeddings after a dropout. `logits_scaled` is whether logits are multiplied
     by a number (Cohere, Granite), `logits_softcap` whether a tanh caps them (Gemma 2).
+    `positions_counted` is whether training counts positions from the attention mask, for each
+    sequence (OPT); `position_offset` whether learned positions are shifted before the look-up.
     """
 
     name: str
@@ -212,6 +216,8 @@ class ModelSpec:
     max_positions: int | None = None
     buffers: tuple[int, ...] = ()
     both_masks: bool = False
+    positions_counted: bool = False
+    position_offset: bool = False
     embedding_held: bool = False
     logits_scaled: bool = False
     logits_softcap: bool = False

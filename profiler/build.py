@@ -40,6 +40,8 @@ def build_model(case: Case, device: Any, weights: str = "auto") -> Any:
         ModelError: transformers refuses the configuration.
         UnsupportedError: transformers knows no causal language model of the type.
     """
+    # bitsandbytes speaks of every cast that it makes.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import torch
     import transformers
 

@@ -8,7 +8,7 @@ on real tensors. Source: transformers/models/llama/modeling_llama.py (`LlamaAtte
 from __future__ import annotations
 
 from estimator.architecture.context import MAX_FLASH_HEAD, Context
-from estimator.architecture.parts import add, cast, dropout, linear, norm, scale
+from estimator.architecture.parts import add, cast, dropout, linear, norm, operands, scale
 from estimator.architecture.tape import PASS, Tape, Tensor
 from estimator.spec import Attention
 from estimator.units import round_up
@@ -98,7 +98,11 @@ def _project(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Tens
     assert spec.query is not None
     assert spec.key is not None
     assert spec.value is not None
-    query = _normed(tape, linear(tape, x, spec.query, ctx), spec, ctx)
+    query = linear(tape, x, spec.query, ctx)
+    if spec.query_multiplied:
+        projected, query = query, scale(tape, query)
+        tape.drop(projected)
+    query = _normed(tape, query, spec, ctx)
     key = _normed(tape, linear(tape, x, spec.key, ctx), spec, ctx)
     value = linear(tape, x, spec.value, ctx)
     return query, key, value
@@ -250,7 +254,7 @@ def _eager(
     copy_values = copied and not repeated and not (ctx.cached and spec.groups == 1)
     copy_keys = copy_values and not by_head
     k_mat = _laid_out(tape, keys, B * K * a * d, fused) if copy_keys else tape.alias(keys)
-    raw = tape.op(scores_count, ctx.width, (q_mat, k_mat), (q_mat, k_mat))
+    raw = tape.op(scores_count, ctx.width, (q_mat, k_mat), operands(q_mat, k_mat))
     tape.drop(q_mat, k_mat)
     scores = scale(tape, raw)
     tape.drop(raw)
@@ -263,7 +267,7 @@ def _eager(
     weights = dropout(tape, probabilities, spec.dropout, ctx)
     tape.drop(probabilities)
     v_mat = _laid_out(tape, values, B * K * a * d, fused) if copy_values else tape.alias(values)
-    product = tape.op(B * Q * a * d, ctx.width, (weights, v_mat), (weights, v_mat))
+    product = tape.op(B * Q * a * d, ctx.width, (weights, v_mat), operands(weights, v_mat))
     tape.drop(v_mat)
     out = tape.op(B * Q * a * d, ctx.width, (product,), grads=(PASS,))
     tape.drop(product)
@@ -320,7 +324,7 @@ def _math(
     if B > 1:
         tape.drop(q_mat)
         q_mat = tape.op(wide * Q, ctx.width, (q_scaled,), grads=(PASS,))
-    scores = tape.op(B * a * Q * K, ctx.width, (q_mat, k_scaled), (q_mat, k_scaled))
+    scores = tape.op(B * a * Q * K, ctx.width, (q_mat, k_scaled), operands(q_mat, k_scaled))
     tape.drop(q_mat, k_scaled)
     if causal is not None:
         biased = add_mask(tape, scores)
@@ -328,7 +332,7 @@ def _math(
         scores = biased
     probabilities = tape.op(scores.count, scores.width, (scores,), saves_out=True)
     tape.drop(scores)
-    product = tape.op(wide * Q, ctx.width, (probabilities, values), (probabilities, values))
+    product = tape.op(wide * Q, ctx.width, (probabilities, values), operands(probabilities, values))
     tape.drop(probabilities, q_scaled, keys, values, causal)
     out = tape.op(wide * Q, ctx.width, (product,), grads=(PASS,))
     tape.drop(product)

@@ -35,6 +35,11 @@ class Context:
     checkpointing: bool
     cached: bool
     """Whether a cache is filled (inference)."""
+    quantization: str | None = None
+    """`int8`, `nf4` or `fp4` where the layers' linears are quantized."""
+    double_quantization: bool = False
+    compute_width: int = 2
+    """Bytes of an element in which quantized linears compute: the dtype as loaded."""
 
     @property
     def tokens(self) -> int:
@@ -54,20 +59,32 @@ class Context:
         return names == "all-linear" or linear.name in names
 
 
+def prepared(case: Case) -> bool:
+    """Whether peft cast all that is not quantized to fp32 (`prepare_model_for_kbit_training`)."""
+    return case.training and case.quantization is not None and case.prepare_kbit
+
+
 def training_context(case: Case) -> Context:
-    """Return the context of a training step: S queries and keys, no cache."""
+    """Return the context of a training step: S queries and keys, no cache.
+
+    With k-bit preparation embeddings and norms are fp32, and so is what flows between layers.
+    """
+    width = 4 if prepared(case) else WIDTHS[case.dtype]
     return Context(
         batch=case.batch_size,
         queries=case.sequence_length,
         keys=case.sequence_length,
-        width=WIDTHS[case.dtype],
-        half=None if case.dtype == "float32" else case.dtype,
+        width=width,
+        half=None if width == 4 else case.dtype,
         training=True,
         full=case.method == "full",
         lora=case.lora,
         attention=case.attention,
         checkpointing=case.gradient_checkpointing,
         cached=False,
+        quantization=case.quantization,
+        double_quantization=case.double_quantization,
+        compute_width=WIDTHS[case.dtype],
     )
 
 
@@ -85,4 +102,7 @@ def inference_context(case: Case, queries: int, keys: int) -> Context:
         attention=case.attention,
         checkpointing=False,
         cached=True,
+        quantization=case.quantization,
+        double_quantization=case.double_quantization,
+        compute_width=WIDTHS[case.dtype],
     )

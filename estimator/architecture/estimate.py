@@ -51,7 +51,6 @@ def estimate_architecture(case: Case) -> MemoryReport:
 def _refuse(case: Case, spec: ModelSpec) -> None:
     """Say clearly what has no formula yet."""
     reasons = {
-        f"quantization {case.quantization!r}": case.quantization is not None,
         f"mixed_precision {case.mixed_precision!r}": case.mixed_precision is not None,
         f"cache {case.cache!r}": not case.training and case.cache != "dynamic",
         "DoRA": case.lora is not None and case.lora.use_dora,

@@ -6,7 +6,7 @@ Source: transformers' `LlamaMLP.forward`, `GPT2MLP.forward`.
 from __future__ import annotations
 
 from estimator.architecture.context import Context
-from estimator.architecture.parts import activation, linear
+from estimator.architecture.parts import activation, linear, operands
 from estimator.architecture.tape import Tape, Tensor
 from estimator.spec import Mlp
 
@@ -22,7 +22,7 @@ def mlp(tape: Tape, x: Tensor, spec: Mlp, ctx: Context) -> Tensor:
         activated = activation(tape, gate, spec.activation)
         tape.drop(gate)
         up = linear(tape, x, spec.up, ctx)
-        saves = tuple(t for t, other in ((activated, up), (up, activated)) if other.grad)
+        saves = operands(activated, up)
         hidden = tape.op(activated.count, activated.width, (activated, up), saves)
         tape.drop(activated, up)
     out = linear(tape, hidden, spec.down, ctx)

@@ -6,7 +6,7 @@ Source: GenerationMixin._sample; `logits_to_keep` is 1.
 from __future__ import annotations
 
 from estimator.architecture import layer as blocks
-from estimator.architecture.context import Context, inference_context
+from estimator.architecture.context import WIDTHS, Context, inference_context
 from estimator.architecture.inventory import Inventory, weights
 from estimator.architecture.run import Pass, Run
 from estimator.architecture.tape import Storage, Tape, Tensor
@@ -77,12 +77,12 @@ def _layer_pass(spec: ModelSpec, layer: Layer, ctx: Context) -> Pass:
 
 
 def _grow_cache(run: Run, spec: ModelSpec, case: Case, tokens: int) -> None:
-    """Set the cache to what it holds after `tokens` tokens."""
-    size = requested = 0
+    """Set the cache, which holds the prompt, to what it holds after `tokens` tokens."""
+    allocated = requested = 0
     for layer in spec.layers:
         attention = layer.attention
-        count = case.batch_size * tokens * attention.kv_heads * attention.head_dim
-        storage = Storage(count * inference_context(case, 1, 1).width, None)
-        size += 2 * storage.allocated
-        requested += 2 * storage.requested
-    run.change("kv_cache", size - run.ledger.get("kv_cache", 0), requested)
+        row = case.batch_size * attention.kv_heads * attention.head_dim * WIDTHS[case.dtype]
+        prompt, grown = Storage(case.sequence_length * row, None), Storage(tokens * row, None)
+        allocated += 2 * (grown.allocated - prompt.allocated)
+        requested += 2 * (grown.requested - prompt.requested)
+    run.change("kv_cache", allocated, requested)

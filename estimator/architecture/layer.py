@@ -7,24 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from estimator.architecture import attention as standard
-from estimator.architecture import split_rotary
+from estimator.architecture import inlined, split_rotary
+from estimator.architecture.attentions import self_attention
 from estimator.architecture.context import Context
 from estimator.architecture.feed_forward import mlp
-from estimator.architecture.parts import add, cast, dropout, linear, norm, parameter
+from estimator.architecture.parts import add, cast, dropout, norm, operands, parameter
 from estimator.architecture.tape import PASS, Tape, Tensor
-from estimator.spec import Attention, Layer, ModelSpec
-
-
-ATTENTIONS: dict[
-    str, Callable[[Tape, Tensor, Attention, Context], tuple[Tensor, Tensor | None]]
-] = {
-    "standard": standard.attention,
-    "split_rotary": split_rotary.attention,
-}
-"""Formulas of self-attention by `Attention.recipe`."""
+from estimator.spec import Layer, ModelSpec
 
 LAYERS: dict[str, Callable[[Tape, Tensor, Layer, Context], Tensor]] = {
+    "inlined": inlined.inlined_layer,
+    "inlined_nested": inlined.nested_layer,
     "split_parallel": split_rotary.parallel_layer,
 }
 """Formulas of a layer by `Layer.recipe`, for those that are not pre-norm."""
@@ -35,7 +28,7 @@ def decoder_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
     if spec.recipe != "pre_norm":
         return LAYERS[spec.recipe](tape, x, spec, ctx)
     normed = norm(tape, x, spec.input_norm, ctx)
-    attended, probabilities = ATTENTIONS[spec.attention.recipe](tape, normed, spec.attention, ctx)
+    attended, probabilities = self_attention(tape, normed, spec.attention, ctx)
     tape.drop(normed)
     attended = _residual_dropout(tape, attended, spec, ctx)
     h = add(tape, x, attended)
@@ -79,8 +72,10 @@ def embeddings(tape: Tape, spec: ModelSpec, ctx: Context) -> tuple[Tensor, tuple
     out = _with_input_grads(out, ctx)
     if spec.position_rows:
         rows = parameter(spec.position_rows * spec.hidden_size, ctx.width, ctx.full)
-        positions = tape.op(ctx.queries * spec.hidden_size, ctx.width, (rows,))
-        summed = tape.op(count, ctx.width, (out, positions), grads=(PASS, positions.size))
+        own = spec.positions_counted and ctx.training
+        positions = _positions(tape, rows, ctx.tokens if own else ctx.queries, spec, ctx)
+        part = PASS if own else positions.size
+        summed = tape.op(count, ctx.width, (out, positions), grads=(PASS, part))
         hidden = dropout(tape, summed, spec.embedding_dropout, ctx)
         tape.drop(summed)
         _keep_leaf(tape, out, ctx)
@@ -102,6 +97,15 @@ def _with_input_grads(x: Tensor, ctx: Context) -> Tensor:
     return x
 
 
+def _positions(tape: Tape, rows: Tensor, count: int, spec: ModelSpec, ctx: Context) -> Tensor:
+    """Look `count` positions up, which OPT counts from 2: the indices are saved."""
+    sort = (8 * count, 8 * count) if count > 3072 else ()
+    indices = (8 * count,) if spec.position_offset else ()
+    return tape.op(
+        count * spec.hidden_size, ctx.width, (rows,), temporaries=sort, aux=indices
+    )
+
+
 def _keep_leaf(tape: Tape, x: Tensor, ctx: Context) -> None:
     """A leaf that requires grad lives as long as the graph: its AccumulateGrad node holds it."""
     if x.grad and not ctx.full and x.storage is not None:
@@ -117,7 +121,7 @@ def final_norm(tape: Tape, x: Tensor, spec: ModelSpec, ctx: Context) -> Tensor:
 def logits(tape: Tape, x: Tensor, spec: ModelSpec, ctx: Context, rows: int) -> Tensor:
     """The head's product for `rows` tokens: [rows, vocabulary]."""
     weight = parameter(spec.head.weight_count, ctx.width, ctx.full)
-    saves = tuple(t for t, other in ((x, weight), (weight, x)) if other.grad)
+    saves = operands(x, weight)
     return tape.op(
         rows * spec.vocab_size, ctx.width, (weight, x), saves, viewed=True, component="logits"
     )

@@ -16,6 +16,11 @@ def parameter(count: int, width: int, trains: bool) -> Tensor:
     return Tensor(count, width, trains, None, parameter=True)
 
 
+def operands(a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+    """Return what a product saves: each operand where the other requires grad."""
+    return tuple(t for t, other in ((a, b), (b, a)) if other.grad)
+
+
 def cast(tape: Tape, x: Tensor, width: int) -> Tensor:
     """`x.to(dtype)`: the tensor itself where the width is the same already."""
     if x.width == width:
@@ -30,7 +35,7 @@ def add(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
 
 def multiply(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
     """`a * b`, same shapes: saves each where the other requires grad."""
-    saves = tuple(t for t, other in ((a, b), (b, a)) if other.grad)
+    saves = operands(a, b)
     return tape.op(a.count, max(a.width, b.width), (b, a), saves)
 
 
@@ -110,7 +115,7 @@ def _times_rows(tape: Tape, x: Tensor, rows: Tensor) -> Tensor:
 
 def _times_weight(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
     """`weight * x` with one number a column; saves x where the weight trains."""
-    saves = tuple(t for t, other in ((x, weight), (weight, x)) if other.grad)
+    saves = operands(x, weight)
     temporaries = (x.size,) if weight.grad else ()
     return tape.op(x.count, x.width, (x, weight), saves, temporaries=temporaries)
 
@@ -148,7 +153,7 @@ def _product(tape: Tape, x: Tensor, spec: Linear, ctx: Context, rows: int, viewe
     inputs: tuple[Tensor, ...] = (weight, x)
     if spec.bias:
         inputs = (parameter(spec.outputs, x.width, ctx.full), weight, x)
-    saves = tuple(t for t, other in ((x, weight), (weight, x)) if other.grad)
+    saves = operands(x, weight)
     return tape.op(rows * spec.outputs, x.width, inputs, saves, viewed=viewed)
 
 

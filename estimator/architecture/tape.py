@@ -75,6 +75,7 @@ class Node:
     temporaries: tuple[int, ...]
     viewed: bool
     saving: bool
+    pinned: tuple[Storage, ...] = ()
     others: tuple[Tensor, ...] = ()
     """Further outputs, of an operation that has several."""
 
@@ -143,6 +144,7 @@ class Tape:
         temporaries: tuple[int, ...] = (),
         viewed: bool = False,
         scratch: tuple[int, ...] = (),
+        pins: tuple[Tensor, ...] = (),
         component: str | None = None,
     ) -> Tensor:
         """Play one operation and return its output.
@@ -157,6 +159,7 @@ class Tape:
             temporaries: bytes that backward holds while it makes the gradients.
             viewed: whether the gradients are views, into which no other is summed in place.
             scratch: bytes that the forward kernel holds while it runs.
+            pins: tensors that a custom function keeps on its own, out of checkpointing's sight.
             component: what the output is, where it is neither activation nor temporary.
         """
         needs = self.recording and any(tensor.grad for tensor in inputs)
@@ -185,7 +188,13 @@ class Tape:
             self._release(storage)
         if needs:
             kinds = grads if grads is not None else (NEW,) * len(inputs)
-            self.nodes.append(Node(out, inputs, kinds, kept, temporaries, viewed, saving))
+            node = Node(out, inputs, kinds, kept, temporaries, viewed, saving)
+            if self.stop_after is None:
+                node.pinned = tuple(t.storage for t in pins if t.storage is not None)
+                for storage in node.pinned:
+                    storage.refs += 1
+                    storage.saved = True
+            self.nodes.append(node)
         if stopping and (saves_out or aux):
             self._stop(())
         return out
@@ -260,6 +269,11 @@ class Tape:
         self.nodes.clear()
         return {key: storage for key, (storage, _) in buffers.items()}
 
+    def take_pins(self, first_pass: Tape) -> None:
+        """What the first pass's custom functions kept is freed as their nodes run."""
+        for node, before in zip(self.nodes, first_pass.nodes, strict=True):
+            node.pinned, before.pinned = before.pinned, ()
+
     def take_events(self) -> list[Event]:
         """Return the events so far and begin anew."""
         events, self.events = self.events, []
@@ -288,7 +302,9 @@ class Tape:
         for storage in node.saved:
             storage.held -= 1
             self._release(storage)
-        node.saved = []
+        for storage in node.pinned:
+            self._release(storage)
+        node.saved, node.pinned = [], ()
 
     def keep_gradient(self, storage: Storage) -> None:
         """A parameter's gradient is complete: it stays, or is added to the one that is there."""

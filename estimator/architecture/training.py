@@ -179,10 +179,11 @@ def _play_layer(
     out.storage.saved = out.storage.saved or keeps_input
     forward = Pass.of(tape.take_events(), "a layer's forward")
     if ctx.checkpointing:
-        count = tape.saving_nodes
-        tape = Tape(accumulate=accumulates, stop_after=count)
+        first_pass = tape
+        tape = Tape(accumulate=accumulates, stop_after=first_pass.saving_nodes)
         again = Tensor(x.count, x.width, in_grad or ctx.full, x.storage)
         out = blocks.decoder_layer(tape, again, layer, ctx)
+        tape.take_pins(first_pass)
         label = "a layer's recomputation and backward"
     else:
         label = "a layer's backward"
@@ -205,8 +206,10 @@ def _block_input(spec: ModelSpec, ctx: Context, grad: bool) -> Tensor:
 
 
 def rotary_tables(spec: ModelSpec, ctx: Context) -> int:
-    """Return the bytes of cos and sin, [1, Q, rotary_dim] each, which all layers share, and of positions."""
-    positions = 8 * ctx.queries
+    """Return the bytes of cos and sin, [1, Q, rotary_dim] each, which layers share, and of
+    positions, [B, Q] where they are counted from the mask."""
+    own = spec.positions_counted and ctx.training
+    positions = 8 * (ctx.tokens if own else ctx.queries)
     if not spec.rope_tables:
         return positions
     return positions + 2 * ctx.queries * spec.rotary_dim * ctx.width

@@ -1,0 +1,23 @@
+"""Formulas of self-attention by `Attention.recipe`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from estimator.architecture import attention as standard
+from estimator.architecture import split_rotary
+from estimator.architecture.context import Context
+from estimator.architecture.tape import Tape, Tensor
+from estimator.spec import Attention
+
+_RECIPES: dict[str, Callable[[Tape, Tensor, Attention, Context], tuple[Tensor, Tensor | None]]] = {
+    "standard": standard.attention,
+    "split_rotary": split_rotary.attention,
+}
+
+
+def self_attention(
+    tape: Tape, x: Tensor, spec: Attention, ctx: Context
+) -> tuple[Tensor, Tensor | None]:
+    """Return the block's output and, for eager, the probabilities that its caller still holds."""
+    return _RECIPES[spec.recipe](tape, x, spec, ctx)

@@ -1,0 +1,52 @@
+"""Formulas of layers whose code has the MLP in it: each step lets go of the one before.
+
+Source: transformers' `OPTDecoderLayer.forward`, `BioGptDecoderLayer.forward`,
+`XGLMDecoderLayer.forward`.
+"""
+
+from __future__ import annotations
+
+from estimator.architecture.attentions import self_attention
+from estimator.architecture.context import Context
+from estimator.architecture.parts import activation, add, dropout, linear, norm
+from estimator.architecture.tape import Tape, Tensor
+from estimator.spec import Layer
+
+
+def inlined_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
+    """Norm, attention, residual, norm, plain MLP, residual."""
+    return _layer(tape, x, spec, ctx, nested=False)
+
+
+def nested_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
+    """The same with the activation around the first linear: the norm's output lives longer."""
+    return _layer(tape, x, spec, ctx, nested=True)
+
+
+def _layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context, nested: bool) -> Tensor:
+    normed = norm(tape, x, spec.input_norm, ctx)
+    attended, probabilities = self_attention(tape, normed, spec.attention, ctx)
+    tape.drop(normed)
+    attended = _dropped(tape, attended, spec, ctx)
+    h = add(tape, x, attended)
+    tape.drop(attended)
+    normed = norm(tape, h, spec.post_norm, ctx)
+    inner = linear(tape, normed, spec.mlp.up, ctx)
+    if not nested:
+        tape.drop(normed)
+    hidden = activation(tape, inner, spec.mlp.activation)
+    tape.drop(inner)
+    if nested:
+        tape.drop(normed)
+    fed = linear(tape, hidden, spec.mlp.down, ctx)
+    tape.drop(hidden)
+    fed = _dropped(tape, fed, spec, ctx)
+    out = add(tape, h, fed)
+    tape.drop(fed, h, probabilities)
+    return out
+
+
+def _dropped(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
+    out = dropout(tape, x, spec.dropout, ctx)
+    tape.drop(x)
+    return out

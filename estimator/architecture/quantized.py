@@ -1,0 +1,134 @@
+"""Formulas of bitsandbytes' quantized linears, alone and under an adapter, and of what they hold.
+
+Source: bitsandbytes/autograd/_functions.py (`MatMul4Bit`, `MatMul8bitLt`), nn/modules.py
+(`Linear4bit.forward`), backends/cuda/ops.py; peft/tuners/lora/bnb.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from estimator.architecture.context import Context
+from estimator.architecture.parts import adapter, cast, dropout, scale
+from estimator.architecture.tape import PASS, Tape, Tensor
+from estimator.spec import Linear
+from estimator.units import ceil_div
+
+BLOCK_4BIT = 64
+"""Weights that share a scale."""
+
+BLOCK_NESTED = 256
+"""Scales that share a scale, with double quantization."""
+
+KERNEL_ROWS = 4
+"""Up to so many rows a kernel reads the packed weight; above, it is dequantized whole."""
+
+
+def quantized_linear(tape: Tape, x: Tensor, spec: Linear, ctx: Context) -> Tensor:
+    """A quantized linear, with its adapter where the case puts one; borrows `x`."""
+    product = _linear_8bit if ctx.quantization == "int8" else _linear_4bit
+    result = product(tape, x, spec, ctx)
+    if not ctx.targets(spec):
+        return result
+    if ctx.quantization != "int8":
+        # peft clones a 4-bit result before it adds to it.
+        clone = tape.op(result.count, result.width, (result,), grads=(PASS,))
+        tape.drop(result)
+        result = clone
+    return _adapted(tape, x, result, spec, ctx)
+
+
+def _linear_4bit(tape: Tape, x: Tensor, spec: Linear, ctx: Context) -> Tensor:
+    """Dequantizes the whole weight, in forward and again in backward; saves no input."""
+    rows = x.count // spec.inputs
+    computed = cast(tape, x, ctx.compute_width)
+    weight = spec.weight_count * ctx.compute_width
+    scales = 4 * ceil_div(spec.weight_count, BLOCK_4BIT) if ctx.double_quantization else 0
+    whole = (weight, scales) if scales else (weight,)
+    out = tape.op(
+        rows * spec.outputs,
+        ctx.compute_width,
+        (computed,),
+        scratch=whole if rows > KERNEL_ROWS else (),
+        temporaries=whole,
+    )
+    tape.drop(computed)
+    result = cast(tape, out, x.width)
+    tape.drop(out)
+    return result
+
+
+def _linear_8bit(tape: Tape, x: Tensor, spec: Linear, ctx: Context) -> Tensor:
+    """Quantizes its input row by row, multiplies in int8, and keeps the input for backward.
+
+    It keeps it on its context and not through `save_for_backward`, so checkpointing keeps it too.
+    The search for outliers makes the input's absolute values and a mask of one byte an element.
+    """
+    rows = x.count // spec.inputs
+    half = cast(tape, x, 2)
+    absolute = tape.new(x.count, 2)
+    mask = tape.new(x.count, 1)
+    tape.drop(absolute, mask)
+    values = tape.new(x.count, 1)
+    row_scales = tape.new(rows, 4)
+    outputs = rows * spec.outputs
+    extra = (4 * outputs, 2 * outputs) if ctx.half != "float16" else (4 * outputs,)
+    out = tape.op(
+        outputs,
+        x.width,
+        (x,),
+        pins=(x,),
+        scratch=extra,
+        temporaries=(spec.weight_count * x.width,),
+        viewed=True,
+    )
+    tape.drop(values, row_scales, half)
+    return out
+
+
+def _adapted(tape: Tape, x: Tensor, result: Tensor, spec: Linear, ctx: Context) -> Tensor:
+    """LoRA on a quantized base: the adapter's output is cast before it is added.
+
+    Source: peft/tuners/lora/bnb.py, `Linear4bit.forward`.
+    """
+    lora = ctx.lora
+    assert lora is not None
+    rows = x.count // spec.inputs
+    wide = cast(tape, x, ctx.adapter_width)
+    dropped = dropout(tape, wide, lora.lora_dropout, ctx)
+    down = adapter(tape, dropped, rows, spec.inputs, lora.r, ctx)
+    tape.drop(dropped)
+    up = adapter(tape, down, rows, lora.r, spec.outputs, ctx)
+    tape.drop(down)
+    scaled = scale(tape, up)
+    tape.drop(up)
+    output = cast(tape, scaled, result.width)
+    tape.drop(scaled)
+    out = tape.op(result.count, result.width, (result, output), grads=(PASS, PASS))
+    tape.drop(output, result, wide)
+    return out
+
+
+def quantized_blocks(spec: Linear, quantization: str, double: bool) -> Iterator[int]:
+    """Yield the bytes of each tensor that a quantized weight is made of.
+
+    4-bit: two weights a byte, an fp32 scale a block of 64 and a table of 16 values; with double
+    quantization a byte a scale, an fp32 scale a block of 256 of those, and an fp32 offset.
+    int8: a byte a weight and an fp32 scale an output row.
+    """
+    count = spec.weight_count
+    if quantization == "int8":
+        yield count
+        yield 4 * spec.outputs
+        return
+    yield ceil_div(count, 2)
+    scales = ceil_div(count, BLOCK_4BIT)
+    if double:
+        yield scales
+        yield 4 * ceil_div(scales, BLOCK_NESTED)
+        yield 4
+    else:
+        yield 4 * scales
+    yield 64
+
+
