@@ -7,6 +7,8 @@ on real tensors. Source: transformers/models/llama/modeling_llama.py (`LlamaAtte
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from estimator.architecture.context import MAX_FLASH_HEAD, Context
 from estimator.architecture.parts import add, cast, dropout, linear, norm, operands, scale
 from estimator.architecture.tape import PASS, Tape, Tensor
@@ -136,8 +138,8 @@ def grow_cache(
 
     Source: transformers/cache_utils.py, `DynamicLayer.update`.
     """
-    count = ctx.batch * ctx.keys * spec.kv_heads * spec.head_dim
-    old = count - ctx.batch * ctx.queries * spec.kv_heads * spec.head_dim
+    row = ctx.batch * spec.kv_heads * spec.head_dim
+    count, old = row * ctx.keys, row * ctx.held_keys
     made = []
     for _ in range(2):
         made.append(tape.new(count, ctx.width, component="kv_cache"))
@@ -162,6 +164,8 @@ def _fused(
 
     Backward holds fp32 accumulators: see profiler/trace/scratch.py for their sources.
     """
+    if name == "flash" and spec.head_dim % 8:
+        return _padded(tape, query, key, value, spec, ctx)
     B, Q, a, d = ctx.batch, ctx.queries, spec.heads, spec.head_dim
     q_bytes = B * Q * a * d * ctx.width
     k_bytes = B * ctx.keys * spec.kv_heads * d * ctx.width
@@ -178,7 +182,8 @@ def _fused(
         temporaries = (4 * B * Q * a, 4 * B * Q * a * d)
         logsumexp = 4 * B * a * round_up(Q, 32)
         if masked(spec, ctx) and spec.groups > 1:
-            key, value = _repeat(tape, key, spec, ctx), _repeat(tape, value, spec, ctx)
+            repeat = _repeat if spec.kv_heads > 1 else _expand
+            key, value = repeat(tape, key, spec, ctx), repeat(tape, value, spec, ctx)
             extra = [key, value]
             k_bytes = key.size
     mask = _additive_mask(tape, spec, ctx) if name == "efficient" else None
@@ -205,6 +210,36 @@ def _fused(
     return out
 
 
+def _padded(
+    tape: Tape, query: Tensor, key: Tensor, value: Tensor, spec: Attention, ctx: Context
+) -> Tensor:
+    """Flash wants head sizes of whole 8s: padded copies go in, and the output is cut and copied.
+
+    Source: aten/src/ATen/native/transformers/attention.cpp, `pad_last_dim`; flash-attn pads alike.
+    """
+    wide = replace(spec, head_dim=round_up(spec.head_dim, 8))
+    if key is query:
+        size = query.size // 3
+        whole = tape.op(
+            query.count // spec.head_dim * wide.head_dim,
+            query.width,
+            (query,),
+            grads=(query.size,),
+            temporaries=(size, size, size),
+        )
+        padded = [whole, whole, whole]
+    else:
+        padded = [
+            tape.op(x.count // spec.head_dim * wide.head_dim, x.width, (x,))
+            for x in (query, key, value)
+        ]
+    out = _fused(tape, *padded, wide, ctx, "flash")
+    tape.drop(*dict.fromkeys(padded))
+    cut = tape.op(out.count // wide.head_dim * spec.head_dim, out.width, (out,), grads=(out.size,))
+    tape.drop(out)
+    return cut
+
+
 def _additive_mask(tape: Tape, spec: Attention, ctx: Context) -> Tensor | None:
     """The mask of a window in the queries' dtype, rows padded to 16 keys, made by each layer.
 
@@ -228,6 +263,12 @@ def _repeat(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> Tensor:
     """repeat_kv: a copy for every query head; backward sums over the group."""
     count = ctx.batch * ctx.keys * spec.heads * spec.head_dim
     return tape.op(count, x.width, (x,), grads=(x.size,))
+
+
+def _expand(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> Tensor:
+    """repeat_kv of a single head is a view; the kernel's gradient is that of all query heads."""
+    count = ctx.batch * ctx.keys * spec.heads * spec.head_dim
+    return tape.view(x, count, grad=x.size)
 
 
 def _eager(

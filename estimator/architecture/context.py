@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from estimator.case import Case, Lora
-from estimator.spec import Linear
+from estimator.spec import Layer, Linear
 
 WIDTHS = {"bfloat16": 2, "float16": 2, "float32": 4}
 """Bytes of an element."""
@@ -35,6 +35,10 @@ class Context:
     checkpointing: bool
     cached: bool
     """Whether a cache is filled (inference)."""
+    held_keys: int = 0
+    """Tokens whose keys the cache's tensors hold before this pass."""
+    prompt: int = 0
+    """Tokens of the prompt (inference)."""
     quantization: str | None = None
     """`int8`, `nf4` or `fp4` where the layers' linears are quantized."""
     double_quantization: bool = False
@@ -88,8 +92,11 @@ def training_context(case: Case) -> Context:
     )
 
 
-def inference_context(case: Case, queries: int, keys: int) -> Context:
-    """Return the context of a prefill (queries = keys) or of a decode step (one query)."""
+def inference_context(case: Case, queries: int, keys: int, held_keys: int = 0) -> Context:
+    """Return the context of a prefill (queries = keys) or of a decode step (one query).
+
+    `held_keys` is what a full layer's cache holds before; see `layer_context` for sliding ones.
+    """
     return Context(
         batch=case.batch_size,
         queries=queries,
@@ -102,7 +109,26 @@ def inference_context(case: Case, queries: int, keys: int) -> Context:
         attention=case.attention,
         checkpointing=False,
         cached=True,
+        held_keys=held_keys,
+        prompt=case.sequence_length,
         quantization=case.quantization,
         double_quantization=case.double_quantization,
         compute_width=WIDTHS[case.dtype],
+    )
+
+
+def layer_context(layer: Layer, ctx: Context) -> Context:
+    """Return a decode step as a layer sees it: a sliding layer's cache keeps a window.
+
+    The prompt is kept whole: the cache cuts a view off it, which holds all of it until the first
+    decode step makes a new tensor (transformers/cache_utils.py, `DynamicSlidingWindowLayer`).
+    """
+    window = layer.attention.window
+    if window is None or not ctx.held_keys:
+        return ctx
+    whole = ctx.held_keys == ctx.prompt
+    return replace(
+        ctx,
+        keys=min(ctx.keys, window),
+        held_keys=ctx.held_keys if whole else min(ctx.held_keys, window),
     )

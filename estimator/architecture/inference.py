@@ -6,8 +6,13 @@ Source: GenerationMixin._sample; `logits_to_keep` is 1.
 from __future__ import annotations
 
 from estimator.architecture import layer as blocks
-from estimator.architecture.context import WIDTHS, Context, inference_context
-from estimator.architecture.inventory import Inventory, weights
+from estimator.architecture.context import (
+    WIDTHS,
+    Context,
+    inference_context,
+    layer_context,
+)
+from estimator.architecture.inventory import Held, Inventory, weights
 from estimator.architecture.run import Pass, Run
 from estimator.architecture.tape import Storage, Tape, Tensor
 from estimator.architecture.training import attention_masks, rotary_tables
@@ -21,50 +26,68 @@ def play_inference(case: Case, spec: ModelSpec, items: Inventory) -> Run:
     assert case.max_new_tokens is not None
     run = Run()
     base = weights(case, items)
-    S = case.sequence_length
+    B, S = case.batch_size, case.sequence_length
     run.begin("load")
     run.change("weights", base.allocated_bytes, base.requested_bytes)
-    run.phases["load"] = [base.allocated_bytes, base.allocated_bytes]
-    run.change("temporaries", 2 * 8 * case.batch_size * S)
+    # The ids and the mask.
+    run.change("temporaries", 2 * 8 * B * S)
     run.change("workspace", workspace_bytes(case.gpu))
     run.phases["load"] = [base.allocated_bytes, base.allocated_bytes]
     run.begin("prefill")
     _forward(run, spec, inference_context(case, S, S))
-    if case.max_new_tokens > 1:
+    steps = case.max_new_tokens - 1
+    if steps:
         run.begin("decode")
-        last = S + case.max_new_tokens - 1
-        # The cache as it is before the last step.
-        _grow_cache(run, spec, case, last - 1)
-        _forward(run, spec, inference_context(case, 1, last))
+    after = _cache(spec, case, S)
+    # The last step is the largest, but the first replaces the whole prompt of sliding layers.
+    slides = any(layer.attention.window is not None for layer in spec.layers)
+    for index in sorted({0 if slides else steps - 1, steps - 1}) if steps else ():
+        before = _cache(spec, case, S + index)
+        run.change(
+            "kv_cache",
+            before.allocated_bytes - after.allocated_bytes,
+            before.requested_bytes - after.requested_bytes,
+        )
+        grown = 2 * 8 * B * (index + 1)
+        run.change("temporaries", grown)
+        _forward(run, spec, inference_context(case, 1, S + index + 1, S + index))
+        run.change("temporaries", -grown)
+        after = _cache(spec, case, S + index + 1)
     return run
 
 
 def _forward(run: Run, spec: ModelSpec, ctx: Context) -> None:
+    # generate's copy of the new ids, which the model's caller holds, and their positions.
+    ids, positions = 8 * ctx.tokens, 8 * ctx.queries
+    run.change("temporaries", ids + positions)
     tape = Tape(recording=False)
     hidden, held = blocks.embeddings(tape, spec, ctx)
     run.play(Pass.of(tape.take_events(), "embeddings"))
     assert hidden.storage is not None
-    also_held = 0 if held else hidden.storage.allocated
-    run.change("temporaries", also_held)
-    shared = rotary_tables(spec, ctx) + attention_masks(spec, ctx)
+    also_held = Held() if held else Held(hidden.storage.requested, hidden.storage.allocated)
+    run.change("temporaries", also_held.allocated_bytes, also_held.requested_bytes)
+    shared = rotary_tables(spec, ctx) - positions + attention_masks(spec, ctx)
     run.change("temporaries", shared)
     passes: dict[Layer, Pass] = {}
     for layer in spec.layers:
         if layer not in passes:
-            passes[layer] = _layer_pass(spec, layer, ctx)
+            passes[layer] = _layer_pass(spec, layer, layer_context(layer, ctx))
         run.play(passes[layer])
     size = ctx.tokens * spec.hidden_size
     x = Tensor(size, ctx.width, False, Storage(size * ctx.width, None))
     normed = blocks.final_norm(tape, x, spec, ctx)
     tape.drop(x, *held)
     run.play(Pass.of(tape.take_events(), "the final norm"))
-    run.change("temporaries", -also_held)
+    run.change("temporaries", -also_held.allocated_bytes, -also_held.requested_bytes)
+    run.change("temporaries", -shared)
     scores = blocks.logits(tape, normed, spec, ctx, ctx.batch)
     tape.drop(normed)
+    run.play(Pass.of(tape.take_events(), "the last token's logits"))
+    run.change("temporaries", -ids)
     copy = tape.new(scores.count, 4, component="logits")
     tape.drop(scores, copy)
-    run.play(Pass.of(tape.events, "the last token's logits"))
-    run.change("temporaries", -shared)
+    run.play(Pass.of(tape.take_events(), "the last token's logits"))
+    run.change("temporaries", -positions)
 
 
 def _layer_pass(spec: ModelSpec, layer: Layer, ctx: Context) -> Pass:
@@ -76,13 +99,13 @@ def _layer_pass(spec: ModelSpec, layer: Layer, ctx: Context) -> Pass:
     return Pass.of(tape.events, "a layer with its keys and values")
 
 
-def _grow_cache(run: Run, spec: ModelSpec, case: Case, tokens: int) -> None:
-    """Set the cache, which holds the prompt, to what it holds after `tokens` tokens."""
-    allocated = requested = 0
+def _cache(spec: ModelSpec, case: Case, tokens: int) -> Held:
+    """Return the bytes of the cache's tensors after `tokens` tokens."""
+    total = Held()
+    seen = inference_context(case, 1, tokens + 1, tokens)
     for layer in spec.layers:
         attention = layer.attention
         row = case.batch_size * attention.kv_heads * attention.head_dim * WIDTHS[case.dtype]
-        prompt, grown = Storage(case.sequence_length * row, None), Storage(tokens * row, None)
-        allocated += 2 * (grown.allocated - prompt.allocated)
-        requested += 2 * (grown.requested - prompt.requested)
-    run.change("kv_cache", allocated, requested)
+        kept = Storage(layer_context(layer, seen).held_keys * row, None)
+        total += Held(2 * kept.requested, 2 * kept.allocated)
+    return total

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from estimator.architecture import layer as blocks
-from estimator.architecture.context import Context, training_context
-from estimator.architecture.inventory import Inventory, held, trainable, weights
+from estimator.architecture.context import Context, layer_context, training_context
+from estimator.architecture.inventory import Held, Inventory, held, trainable, weights
 from estimator.architecture.optimizer import optimizer_memory
 from estimator.architecture.run import Pass, Run
 from estimator.architecture.tape import Storage, Tape, Tensor
@@ -48,10 +48,10 @@ def play_training(case: Case, spec: ModelSpec, items: Inventory) -> Run:
         "optimizer_states", optimizer.states.allocated_bytes, optimizer.states.requested_bytes
     )
     run.change("workspace", 2 * workspace_bytes(case.gpu))
-    run.phases["load"] = [base.allocated_bytes, base.allocated_bytes]
     if accumulates:
         # The last micro-step begins with the gradients of those before.
         run.change("gradients", gradients.allocated_bytes, gradients.requested_bytes)
+    run.phases["load"] = [base.allocated_bytes, base.allocated_bytes]
     _forward_and_backward(run, spec, ctx, accumulates, case.keep_logits)
     run.begin("optimizer_step")
     # What backward left besides gradients is gone; the sum of the gradients is exact.
@@ -79,8 +79,10 @@ def _forward_and_backward(
     masks = attention_masks(spec, ctx)
     run.change("activations" if ctx.checkpointing else "temporaries", masks)
     # The model's forward holds the first layer's input to its end, whoever else lets go of it.
-    also_held = 0 if held or keeps else hidden.storage.allocated
-    run.change("temporaries", also_held)
+    also_held = (
+        Held() if held or keeps else Held(hidden.storage.requested, hidden.storage.allocated)
+    )
+    run.change("temporaries", also_held.allocated_bytes, also_held.requested_bytes)
     for key in kinds.order:
         run.play(kinds.passes[key].forward)
     head = Tape(accumulate=accumulates)
@@ -97,7 +99,7 @@ def _forward_and_backward(
         head.drop(scores)
     loss_events = head.take_events()
     run.play(Pass.of(norm_events, "the final norm"))
-    run.change("temporaries", -also_held)
+    run.change("temporaries", -also_held.allocated_bytes, -also_held.requested_bytes)
     if ctx.checkpointing:
         shared += masks
     else:
@@ -110,8 +112,6 @@ def _forward_and_backward(
     head_table = _tied_table(head, spec)
     pending = head.backward(value, Storage(0, "logits")).get(id(head_table))
     run.play(Pass.of(head.take_events(), f"backward of {vocabulary}"))
-    if keep_logits and scores.storage is not None:
-        run.change("logits", -scores.storage.allocated, -scores.storage.requested)
     for key in reversed(kinds.order):
         run.play(kinds.passes[key].backward)
     run.change("activations", -shared)
@@ -122,6 +122,8 @@ def _forward_and_backward(
         if gradient is not None:
             embedding.keep_gradient(gradient)
         run.play(Pass.of(embedding.take_events(), "backward of the embeddings"))
+    if keep_logits and scores.storage is not None:
+        run.change("logits", -scores.storage.allocated, -scores.storage.requested)
 
 
 def _tied_table(tape: Tape, spec: ModelSpec) -> Tensor | None:
@@ -221,10 +223,13 @@ def attention_masks(spec: ModelSpec, ctx: Context) -> int:
     eager adds one in the weights' dtype; sdpa is given a boolean one only where a window is
     reached (transformers/masking_utils.py, `eager_mask` and `sdpa_mask`).
     """
-    size = ctx.batch * ctx.queries * ctx.keys
-    windows = {layer.attention.window for layer in spec.layers}
-    if ctx.attention == "eager":
-        return len(windows) * size * ctx.width
     if ctx.attention == "flash_attention_2":
         return 0
-    return size * sum(1 for window in windows if window is not None and ctx.keys >= window)
+    kinds = {layer.attention.window: layer_context(layer, ctx).keys for layer in spec.layers}
+    if ctx.attention == "eager":
+        return sum(ctx.batch * ctx.queries * keys * ctx.width for keys in kinds.values())
+    return sum(
+        ctx.batch * ctx.queries * keys
+        for window, keys in kinds.items()
+        if window is not None and keys >= window
+    )
