@@ -49,7 +49,7 @@ def _qwen_windows(reader: ConfigReader):  # type: ignore[no-untyped-def]
             return [None] * count
         kinds = reader.layer_types(count)
         if kinds is None:
-            first = reader.size("max_window_layers", default=28)
+            first = reader.size("max_window_layers", default=28, least=0)
             return [window if index >= first else None for index in range(count)]
         return [window if kind == "sliding_attention" else None for kind in kinds]
 

@@ -19,8 +19,10 @@ class ConfigReader:
         self.config = config.config
         self.model_type = str(config.config.get("model_type"))
 
-    def size(self, *names: str, default: int | None = None, most: int = MAX_SIZE) -> int:
-        """Return the first present field of `names`, a whole number from 1 to `most`.
+    def size(
+        self, *names: str, default: int | None = None, least: int = 1, most: int = MAX_SIZE
+    ) -> int:
+        """Return the first present field of `names`, a whole number from `least` to `most`.
 
         A null counts as absent. Without `default` the field is required.
         """
@@ -28,9 +30,10 @@ class ConfigReader:
             value = self.config.get(name)
             if value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-                raise self.error(name, value, f"a whole number from 1 to {most}")
-            return value
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not whole or not least <= value <= most:
+                raise self.error(name, value, f"a whole number from {least} to {most}")
+            return int(value)
         if default is None:
             raise ModelError(f"the configuration of {self.name} lacks {names[0]}")
         return default
