@@ -51,17 +51,17 @@ def attention(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Ten
         tape.drop(query, key)
         query, key = rotated
     if ctx.cached:
-        key, value = grow_cache(tape, key, value, spec, ctx)
+        cached = grow_cache(tape, key, value, spec, ctx)
+        if spec.fused is not None:
+            tape.drop(key, value)
+        key, value = cached
     out, probabilities = attend(tape, query, key, value, spec, ctx)
     result = linear(tape, out, spec.output, ctx)
     tape.drop(out)
-    if ctx.cached:
-        # Keys and values belong to the cache.
-        tape.drop(query)
-    elif spec.fused is None:
-        tape.drop(query, key, value)
-    else:
-        tape.drop(query)
+    tape.drop(query)
+    if not ctx.cached:
+        # Else keys and values belong to the cache.
+        tape.drop(key, value)
     return result, probabilities
 
 
@@ -94,9 +94,10 @@ def attend(
 
 def _project(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Tensor, Tensor, Tensor]:
     if spec.fused is not None:
-        # One tensor, of which queries, keys and values are views.
         fused = linear(tape, x, spec.fused, ctx)
-        return fused, fused, fused
+        query, key, value = tape.split(fused, (fused.count // 3,) * 3, fused.size)
+        tape.drop(fused)
+        return query, key, value
     assert spec.query is not None
     assert spec.key is not None
     assert spec.value is not None
@@ -187,14 +188,7 @@ def _fused(
             extra = [key, value]
             k_bytes = key.size
     mask = _additive_mask(tape, spec, ctx) if name == "efficient" else None
-    same = key is query
-    inputs, grads = (
-        ((query,), (q_bytes,)) if same else ((query, key, value), (q_bytes, k_bytes, k_bytes))
-    )
-    if same:
-        # Gradients of the three views are joined into one of the whole by autograd's cat.
-        temporaries += (q_bytes, q_bytes, q_bytes)
-        grads = (3 * q_bytes,)
+    inputs = (query, key, value)
     saves = inputs if mask is None else (*inputs, mask)
     out = tape.op(
         B * Q * a * d,
@@ -203,7 +197,7 @@ def _fused(
         saves,
         saves_out=True,
         aux=(logsumexp,) if name == "flash" or ctx.training else (),
-        grads=grads,
+        grads=(q_bytes, k_bytes, k_bytes),
         temporaries=temporaries,
     )
     tape.drop(mask, *extra)
@@ -218,23 +212,12 @@ def _padded(
     Source: aten/src/ATen/native/transformers/attention.cpp, `pad_last_dim`; flash-attn pads alike.
     """
     wide = replace(spec, head_dim=round_up(spec.head_dim, 8))
-    if key is query:
-        size = query.size // 3
-        whole = tape.op(
-            query.count // spec.head_dim * wide.head_dim,
-            query.width,
-            (query,),
-            grads=(query.size,),
-            temporaries=(size, size, size),
-        )
-        padded = [whole, whole, whole]
-    else:
-        padded = [
-            tape.op(x.count // spec.head_dim * wide.head_dim, x.width, (x,))
-            for x in (query, key, value)
-        ]
-    out = _fused(tape, *padded, wide, ctx, "flash")
-    tape.drop(*dict.fromkeys(padded))
+    q, k, v = (
+        tape.op(x.count // spec.head_dim * wide.head_dim, x.width, (x,))
+        for x in (query, key, value)
+    )
+    out = _fused(tape, q, k, v, wide, ctx, "flash")
+    tape.drop(q, k, v)
     cut = tape.op(out.count // wide.head_dim * spec.head_dim, out.width, (out,), grads=(out.size,))
     tape.drop(out)
     return cut
@@ -286,15 +269,17 @@ def _eager(
     # repeat_kv of a single head is a view; matmul of four dimensions then copies it, as it does
     # whatever is not laid out head by head.
     repeated = spec.groups > 1 and spec.kv_heads > 1
-    keys = _repeat(tape, key, spec, ctx) if repeated else key
-    values = _repeat(tape, value, spec, ctx) if repeated else value
-    fused = key is query
+    keys, values = key, value
+    if spec.groups > 1:
+        repeat = _repeat if repeated else _expand
+        keys, values = repeat(tape, key, spec, ctx), repeat(tape, value, spec, ctx)
+    fused = spec.groups == 1 and not by_head and key.storage is query.storage
     copied = B > 1 or fused
     copy_queries = copied and not by_head
-    q_mat = _laid_out(tape, query, B * Q * a * d, fused) if copy_queries else tape.alias(query)
+    q_mat = _laid_out(tape, query, B * Q * a * d) if copy_queries else tape.alias(query)
     copy_values = copied and not repeated and not (ctx.cached and spec.groups == 1)
     copy_keys = copy_values and not by_head
-    k_mat = _laid_out(tape, keys, B * K * a * d, fused) if copy_keys else tape.alias(keys)
+    k_mat = _laid_out(tape, keys, B * K * a * d) if copy_keys else tape.alias(keys)
     raw = tape.op(scores_count, ctx.width, (q_mat, k_mat), operands(q_mat, k_mat))
     tape.drop(q_mat, k_mat)
     scores = scale(tape, raw)
@@ -307,19 +292,19 @@ def _eager(
     tape.drop(scores)
     weights = dropout(tape, probabilities, spec.dropout, ctx)
     tape.drop(probabilities)
-    v_mat = _laid_out(tape, values, B * K * a * d, fused) if copy_values else tape.alias(values)
+    v_mat = _laid_out(tape, values, B * K * a * d) if copy_values else tape.alias(values)
     product = tape.op(B * Q * a * d, ctx.width, (weights, v_mat), operands(weights, v_mat))
     tape.drop(v_mat)
     out = tape.op(B * Q * a * d, ctx.width, (product,), grads=(PASS,))
     tape.drop(product)
-    if repeated:
+    if spec.groups > 1:
         tape.drop(keys, values)
     return out, weights
 
 
-def _laid_out(tape: Tape, x: Tensor, count: int, fused: bool) -> Tensor:
-    """matmul's copy into [B * heads, rows, d]; a fused or expanded source has a larger gradient."""
-    return tape.op(count, x.width, (x,), grads=(x.size if fused or count != x.count else PASS,))
+def _laid_out(tape: Tape, x: Tensor, count: int) -> Tensor:
+    """matmul's copy into [B * heads, rows, d]; the gradient of an expanded source is summed."""
+    return tape.op(count, x.width, (x,), grads=(PASS if count == x.count else x.size,))
 
 
 def add_mask(tape: Tape, scores: Tensor) -> Tensor:
@@ -373,6 +358,10 @@ def _math(
         scores = biased
     probabilities = tape.op(scores.count, scores.width, (scores,), saves_out=True)
     tape.drop(scores)
+    if spec.dropout and ctx.training:
+        # The kernel's code still names what went into the dropout.
+        kept, probabilities = probabilities, dropout(tape, probabilities, spec.dropout, ctx)
+        tape.drop(kept)
     product = tape.op(wide * Q, ctx.width, (probabilities, values), operands(probabilities, values))
     tape.drop(probabilities, q_scaled, keys, values, causal)
     out = tape.op(wide * Q, ctx.width, (product,), grads=(PASS,))
