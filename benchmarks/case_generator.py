@@ -1,0 +1,195 @@
+"""Draws random cases over every axis that the architecture formulas support, from a seed.
+
+The same seed gives the same cases on every machine. Models are those of the catalogue whose
+type has formulas, and configurations made up for the purpose: odd widths, every split of heads,
+biases, windows, tied or not.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from estimator.case import Case
+from estimator.catalogue import entries
+from estimator.families import PARSERS
+
+_VOCABULARIES = (32_000, 32_001, 50_257, 100_277, 128_256, 151_936, 256_000)
+_HEAD_SIZES = (32, 64, 64, 80, 96, 100, 128, 128, 128, 192, 256)
+_ACTIVATIONS = ("silu", "silu", "gelu", "gelu_pytorch_tanh", "relu", "gelu_new")
+_TARGETS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "gpt2": (("c_attn",), ("c_attn", "c_proj"), ("c_fc",)),
+    "other": (
+        ("q_proj", "v_proj"),
+        ("q_proj", "k_proj", "v_proj", "o_proj"),
+        ("gate_proj", "up_proj", "down_proj"),
+        ("down_proj",),
+    ),
+}
+_CARDS = (None, None, None, "A100-80GB", "H100")
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The ranges that cases are drawn from; sizes are drawn evenly over their logarithms."""
+
+    parameters: tuple[float, float] = (0.1e9, 70e9)
+    batch_size: tuple[int, int] = (1, 16)
+    sequence_length: tuple[int, int] = (128, 16_384)
+    max_new_tokens: tuple[int, int] = (1, 512)
+    layers: int = 100
+    catalogue_share: float = 0.5
+
+
+QUICK = Bounds(
+    parameters=(0.5e6, 40e6),
+    batch_size=(1, 8),
+    sequence_length=(32, 4_096),
+    max_new_tokens=(1, 64),
+    layers=3,
+    catalogue_share=0.0,
+)
+"""Bounds of models so small that a case is traced in a fraction of a second."""
+
+
+def draw_cases(seed: int, count: int, bounds: Bounds | None = None) -> Iterator[Case]:
+    """Yield `count` valid cases; each is drawn from its own stream of the seed."""
+    for index in range(count):
+        yield _draw(random.Random(f"{seed}/{index}"), bounds or Bounds())
+
+
+def _draw(rng: random.Random, bounds: Bounds) -> Case:
+    model, config = _model(rng, bounds)
+    model_type = config["model_type"]
+    longest = bounds.sequence_length[1]
+    if model_type == "gpt2":
+        longest = min(longest, config.get("n_positions", 1024))
+    training = rng.random() < 0.65
+    dtype = rng.choice(("bfloat16", "bfloat16", "float16", "float32"))
+    attentions = ["sdpa", "sdpa", "eager"]
+    if dtype != "float32":
+        # flash-attn knows half precision only.
+        attentions.append("flash_attention_2")
+    length = _between(rng, bounds.sequence_length[0], longest)
+    fields: dict[str, Any] = {
+        "model": model,
+        "task": "training" if training else "inference",
+        "dtype": dtype,
+        "batch_size": _between(rng, *bounds.batch_size),
+        # Round lengths are what people use, odd ones what they forget.
+        "sequence_length": length if rng.random() < 0.5 else max(32, length // 64 * 64),
+        "attention": rng.choice(attentions),
+        "gpu": rng.choice(_CARDS),
+    }
+    if rng.random() < (0.4 if training else 0.15):
+        fields["method"] = "lora"
+        fields["lora"] = _lora(rng, model_type)
+    if training:
+        fields |= _training(rng)
+    else:
+        fields["max_new_tokens"] = min(
+            _between(rng, *bounds.max_new_tokens), max(1, longest - fields["sequence_length"])
+        )
+    return Case.from_dict(fields)
+
+
+def _training(rng: random.Random) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "optimizer": rng.choice(("adamw_torch_fused", "adamw_torch", "sgd")),
+        "gradient_checkpointing": rng.random() < 0.5,
+        "gradient_accumulation_steps": rng.choice((1, 1, 1, 2)),
+        "keep_logits": rng.random() < 0.25,
+    }
+    if fields["optimizer"] == "sgd":
+        fields["momentum"] = rng.choice((0.0, 0.9))
+    return fields
+
+
+def _lora(rng: random.Random, model_type: str) -> dict[str, Any]:
+    targets = _TARGETS.get(model_type, _TARGETS["other"])
+    return {
+        "r": rng.choice((1, 4, 8, 16, 64, 256)),
+        "lora_dropout": rng.choice((0.0, 0.0, 0.05, 0.1)),
+        "target_modules": rng.choice(("all-linear", "all-linear", *targets)),
+    }
+
+
+def _model(rng: random.Random, bounds: Bounds) -> tuple[str | dict[str, Any], dict[str, Any]]:
+    """Return what a case names as its model, and the configuration behind it."""
+    low, high = bounds.parameters
+    known = [e for e in entries() if e.model_type in PARSERS and low <= e.parameters <= high]
+    if rng.random() < bounds.catalogue_share:
+        entry = rng.choice(known)
+        return entry.name, entry.config
+    config = _config(rng, bounds)
+    return config, config
+
+
+def _config(rng: random.Random, bounds: Bounds) -> dict[str, Any]:
+    model_type = rng.choice(sorted(PARSERS))
+    target = math.exp(rng.uniform(*map(math.log, bounds.parameters)))
+    # Depth grows with the cube root of the size, as it does for published models.
+    layers = max(2, min(bounds.layers, round(2 * (target / 1e6) ** (1 / 3))))
+    head_size = rng.choice(_HEAD_SIZES)
+    heads = max(1, round(math.sqrt(target / (12 * layers)) / head_size))
+    hidden = heads * head_size
+    vocab = rng.choice(_VOCABULARIES)
+    if model_type == "gpt2":
+        return {
+            "model_type": model_type,
+            "n_embd": hidden,
+            "n_head": heads,
+            "n_layer": layers,
+            "n_positions": rng.choice((1024, 2048)),
+            "n_inner": rng.choice((None, round(hidden * rng.uniform(2, 5)))),
+            "vocab_size": vocab,
+            "activation_function": rng.choice(("gelu_new", *_ACTIVATIONS)),
+            "tie_word_embeddings": rng.random() < 0.7,
+            **{
+                name: rng.choice((0.0, 0.1, 0.1))
+                for name in ("attn_pdrop", "resid_pdrop", "embd_pdrop")
+            },
+        }
+    config: dict[str, Any] = {
+        "model_type": model_type,
+        "hidden_size": hidden,
+        "intermediate_size": _width(rng, hidden),
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": rng.choice([n for n in range(1, heads + 1) if heads % n == 0]),
+        "vocab_size": vocab,
+        "hidden_act": rng.choice(_ACTIVATIONS),
+        "tie_word_embeddings": rng.random() < 0.4,
+        "max_position_embeddings": 131_072,
+        "attention_dropout": rng.choice((0.0, 0.0, 0.0, 0.1)),
+    }
+    # Llama's own code asserts that head_dim is hidden_size over heads only where it is absent.
+    config["head_dim"] = head_size if rng.random() < 0.7 else rng.choice(_HEAD_SIZES)
+    if model_type in ("llama", "qwen3", "gemma"):
+        config["attention_bias"] = rng.random() < 0.25
+    if model_type == "llama":
+        config["mlp_bias"] = rng.random() < 0.25
+    if model_type == "mistral":
+        config["sliding_window"] = rng.choice((None, None, 256, 1024, 4096))
+    if model_type in ("qwen2", "qwen3") and rng.random() < 0.4:
+        config |= {
+            "use_sliding_window": True,
+            "sliding_window": rng.choice((256, 1024, 4096)),
+            "max_window_layers": rng.randint(0, layers),
+        }
+    if model_type == "qwen2":
+        # Qwen2Config has no head_dim of its own.
+        del config["head_dim"]
+    return config
+
+
+def _width(rng: random.Random, hidden: int) -> int:
+    width = round(hidden * rng.uniform(1.5, 6))
+    return width if rng.random() < 0.3 else max(64, width // 64 * 64)
+
+
+def _between(rng: random.Random, low: int, high: int) -> int:
+    return round(math.exp(rng.uniform(math.log(low), math.log(high))))
