@@ -359,7 +359,6 @@ def _math(
     probabilities = tape.op(scores.count, scores.width, (scores,), saves_out=True)
     tape.drop(scores)
     if spec.dropout and ctx.training:
-        # The kernel's code still names what went into the dropout.
         kept, probabilities = probabilities, dropout(tape, probabilities, spec.dropout, ctx)
         tape.drop(kept)
     product = tape.op(wide * Q, ctx.width, (probabilities, values), operands(probabilities, values))

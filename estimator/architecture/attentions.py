@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from estimator.architecture import attention as standard
-from estimator.architecture import split_rotary
+from estimator.architecture import split
 from estimator.architecture.context import Context
 from estimator.architecture.tape import Tape, Tensor
 from estimator.spec import Attention
 
 _RECIPES: dict[str, Callable[[Tape, Tensor, Attention, Context], tuple[Tensor, Tensor | None]]] = {
     "standard": standard.attention,
-    "split_rotary": split_rotary.attention,
+    "split": split.attention,
 }
 
 

@@ -91,6 +91,7 @@ def inventory(spec: ModelSpec, lora: Lora | None) -> Inventory:
     if spec.embedding_scaled:
         buffers.append(4)
     linears = tuple(linear for layer in spec.layers for linear in layer.linears)
+    buffers += spec.buffers
     return Inventory(tuple(spec.parameter_counts()), tuple(adapters), tuple(buffers), linears)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from estimator.architecture import inlined, split_rotary
+from estimator.architecture import inlined, split
 from estimator.architecture.attentions import self_attention
 from estimator.architecture.context import Context
 from estimator.architecture.feed_forward import mlp
@@ -18,7 +18,7 @@ from estimator.spec import Layer, ModelSpec
 LAYERS: dict[str, Callable[[Tape, Tensor, Layer, Context], Tensor]] = {
     "inlined": inlined.inlined_layer,
     "inlined_nested": inlined.nested_layer,
-    "split_parallel": split_rotary.parallel_layer,
+    "split_parallel": split.parallel_layer,
 }
 """Formulas of a layer by `Layer.recipe`, for those that are not pre-norm."""
 
@@ -101,9 +101,7 @@ def _positions(tape: Tape, rows: Tensor, count: int, spec: ModelSpec, ctx: Conte
     """Look `count` positions up, which OPT counts from 2: the indices are saved."""
     sort = (8 * count, 8 * count) if count > 3072 else ()
     indices = (8 * count,) if spec.position_offset else ()
-    return tape.op(
-        count * spec.hidden_size, ctx.width, (rows,), temporaries=sort, aux=indices
-    )
+    return tape.op(count * spec.hidden_size, ctx.width, (rows,), temporaries=sort, aux=indices)
 
 
 def _keep_leaf(tape: Tape, x: Tensor, ctx: Context) -> None:

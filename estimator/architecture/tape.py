@@ -213,7 +213,7 @@ class Tape:
         needs = self.recording and x.grad
         outs = tuple(Tensor(count, x.width, needs, self.alias(x).storage) for count in counts)
         if needs:
-            self.nodes.append(Node(outs[0], (x,), (grad,), [], (), False, False, outs[1:]))
+            self.nodes.append(Node(outs[0], (x,), (grad,), [], (), False, False, others=outs[1:]))
         return outs
 
     def backward(

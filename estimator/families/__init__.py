@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from estimator.config_source import ModelConfig
 from estimator.errors import UnsupportedError
-from estimator.families import gemma, gpt2, gpt_neox, llama
+from estimator.families import gemma, gpt2, gpt_neox, llama, opt
 from estimator.families.reader import ConfigReader
 from estimator.spec import ModelSpec
 
@@ -17,7 +17,10 @@ PARSERS: dict[str, Callable[[ConfigReader], ModelSpec]] = {
     "qwen3": llama.parse_qwen3,
     "gemma": gemma.parse,
     "gpt2": gpt2.parse,
+    "gpt_bigcode": gpt2.parse_bigcode,
     "gpt_neox": gpt_neox.parse,
+    "opt": opt.parse_opt,
+    "biogpt": opt.parse_biogpt,
 }
 """Parser by `model_type`."""
 

@@ -59,3 +59,56 @@ def parse(reader: ConfigReader) -> ModelSpec:
         rope_tables=0,
         max_positions=positions,
     )
+
+
+def parse_bigcode(reader: ConfigReader) -> ModelSpec:
+    """GPTBigCodeForCausalLM: GPT-2 with one key/value head, unless `multi_query` is false.
+
+    Source: transformers/models/gpt_bigcode/{modeling,configuration}_gpt_bigcode.py.
+    """
+    hidden = reader.size("hidden_size", "n_embd", default=768)
+    heads = reader.size("num_attention_heads", "n_head", default=12)
+    count = reader.size("num_hidden_layers", "n_layer", default=12, most=MAX_LAYERS)
+    vocab = reader.size("vocab_size", default=50257)
+    positions = reader.size("max_position_embeddings", "n_positions", default=1024)
+    width = reader.size("n_inner", default=4 * hidden)
+    head_dim = reader.divided("n_embd", hidden, "n_head", heads)
+    kv_heads = 1 if reader.flag("multi_query", True) else heads
+    norm = Norm("layer", hidden)
+    attention = Attention(
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        query=None,
+        key=None,
+        value=None,
+        fused=Linear("c_attn", hidden, hidden + 2 * kv_heads * head_dim, True),
+        output=Linear("c_proj", hidden, hidden, True),
+        rotary=False,
+        dropout=reader.fraction("attn_pdrop", 0.1),
+        recipe="split",
+    )
+    mlp = Mlp(
+        gate=None,
+        up=Linear("c_fc", hidden, width, True),
+        down=Linear("c_proj", width, hidden, True),
+        activation=reader.text("activation_function", "gelu_pytorch_tanh"),
+    )
+    dropout = reader.fraction("resid_pdrop", 0.1)
+    layer = Layer(norm, attention, norm, mlp, dropout=dropout, holds_attended=True)
+    return ModelSpec(
+        name=reader.name,
+        model_type=reader.model_type,
+        vocab_size=vocab,
+        hidden_size=hidden,
+        layers=(layer,) * count,
+        final_norm=norm,
+        head=Linear("lm_head", hidden, vocab),
+        tied=reader.flag("tie_word_embeddings", True),
+        position_rows=positions,
+        embedding_dropout=reader.fraction("embd_pdrop", 0.1),
+        rope_tables=0,
+        # The causal mask of all positions, one byte an entry.
+        buffers=(positions * positions,),
+        max_positions=positions,
+    )

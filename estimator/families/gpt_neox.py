@@ -31,7 +31,7 @@ def parse(reader: ConfigReader) -> ModelSpec:
         output=Linear("dense", hidden, hidden, bias),
         dropout=reader.fraction("attention_dropout", 0.0),
         rotary_dim=reader.rotary_dim(head_dim, "rotary_pct", 0.25),
-        recipe="split_rotary",
+        recipe="split",
     )
     mlp = Mlp(
         gate=None,

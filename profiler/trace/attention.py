@@ -47,6 +47,8 @@ def cuda_sdpa(
         return _flash(query, key, value, dropout_p, is_causal, scale)
     if backend == "efficient":
         return _efficient(query, key, value, attn_mask, dropout_p, is_causal, scale)
+    if dropout_p > 0 and attn_mask is None:
+        return _math_with_dropout(query, key, value, dropout_p, is_causal, scale)
     return _ORIGINAL(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
     )
@@ -99,6 +101,32 @@ def _efficient(
     return torch.ops.aten._scaled_dot_product_efficient_attention(
         query, key, value, mask, needs_grad, dropout_p, is_causal, scale=scale
     )[0]
+
+
+def _math_with_dropout(
+    query: Any, key: Any, value: Any, dropout_p: float, is_causal: bool, scale: float | None
+) -> Any:
+    """The math path with CUDA's fused dropout, whose mask takes a byte; on meta it is a tensor.
+
+    Source: aten/src/ATen/native/transformers/attention.cpp, `_scaled_dot_product_attention_math`.
+    """
+    root = (scale if scale is not None else query.shape[-1] ** -0.5) ** 0.5
+    query = query * root
+    bias = None
+    if is_causal:
+        seen = torch.ones(
+            query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device
+        ).tril()
+        bias = torch.where(seen, 0.0, -torch.inf).to(query.dtype)
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    scores = query @ (key * root).transpose(-2, -1)
+    if bias is not None:
+        scores = scores + bias
+    probabilities = torch._safe_softmax(scores, -1)
+    del scores
+    return torch.native_dropout(probabilities, dropout_p, True)[0] @ value
 
 
 def _aligned_mask(mask: Any, query: Any, key: Any) -> Any:

@@ -68,7 +68,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             self.timeline.name(self._alive[key][0], component)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is _ITEM:
+        if func is _ITEM and args[0].device.type == "meta":
             return _item(args[0])
         if func in _MATMULS:
             self._matmul()

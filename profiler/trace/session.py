@@ -51,11 +51,12 @@ def trace_case(case: Case) -> MemoryReport:
 def record_timeline(case: Case) -> tuple[Timeline, Parameters]:
     """Play a case on meta tensors and return its timeline and its parameter counts."""
     timeline = Timeline()
+    # Before torch's functions are replaced: some models compile their own when imported.
+    model = build.build_model(case, "meta")
     with contextlib.ExitStack() as stack:
         stack.enter_context(as_on_cuda())
         if case.mixed_precision is not None:
             stack.enter_context(replaced_functions(loops.autocast_dtype(case)))
-        model = build.build_model(case, "meta")
         config = model.config.get_text_config()
         recorder = Recorder(timeline, config.vocab_size, workspace_bytes(case.gpu))
         recorder.register(tensors.model_tensors(model), "weights")

@@ -1,7 +1,7 @@
-"""Formulas of attention whose queries, keys and values are views of one linear's output, rotated.
+"""Formulas of attention whose queries, keys and values are views of one linear's output.
 
 Source: transformers/models/gpt_neox/modeling_gpt_neox.py (`GPTNeoXAttention.forward`,
-`apply_rotary_pos_emb`, `GPTNeoXLayer.forward`).
+`apply_rotary_pos_emb`, `GPTNeoXLayer.forward`), gpt_bigcode/modeling_gpt_bigcode.py.
 """
 
 from __future__ import annotations
@@ -18,18 +18,23 @@ def attention(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Ten
     """Return the block's output and, for eager, the probabilities that its caller still holds."""
     assert spec.fused is not None
     fused = linear(tape, x, spec.fused, ctx)
-    # Backward joins the three gradients head by head, and copies them into rows of tokens.
-    rows = tape.view(fused, fused.count, fused.size)
-    count = fused.count // 3
-    query, key, value = tape.split(rows, (count, count, count), fused.size)
-    rotated = rotate_parts(tape, (query, key), spec)
-    tape.drop(query, key)
-    query, key = rotated
+    # Where the parts of a head lie side by side, backward joins the three gradients head by head
+    # and then copies them into rows of tokens; a single key/value head needs no such copy.
+    by_head = spec.kv_heads > 1
+    rows = tape.view(fused, fused.count, fused.size if by_head else PASS)
+    count = fused.count // (spec.heads + 2 * spec.kv_heads)
+    keys = count * spec.kv_heads
+    query, key, value = tape.split(rows, (count * spec.heads, keys, keys), fused.size)
+    if spec.rotary:
+        rotated = rotate_parts(tape, (query, key), spec)
+        tape.drop(query, key)
+        query, key = rotated
     if ctx.cached:
         cached = grow_cache(tape, key, value, spec, ctx)
         tape.drop(key, value)
         key, value = cached
-    out, probabilities = attend(tape, query, key, value, spec, ctx, by_head=True)
+    # Joining what is rotated to the rest lays queries and keys out head by head.
+    out, probabilities = attend(tape, query, key, value, spec, ctx, by_head=spec.rotary)
     result = linear(tape, out, spec.output, ctx)
     tape.drop(out, query, rows, fused)
     if not ctx.cached:
@@ -50,8 +55,8 @@ def rotate_parts(tape: Tape, states: tuple[Tensor, ...], spec: Attention) -> tup
         count = turned.count + rest.count
         joined.append(tape.op(count, turned.width, (turned, rest), grads=(PASS, PASS)))
         tape.drop(turned)
-    for turned, rest in parts:
-        tape.drop(turned, rest)
+    for part in parts:
+        tape.drop(*part)
     return tuple(joined)
 
 
