@@ -4,7 +4,7 @@ It is fed allocations and frees in program order and yields what `torch.cuda.mem
 would: requested, allocated and reserved bytes, now and at their peaks.
 
 Source: c10/cuda/CUDACachingAllocator.cpp (`round_size`, `get_allocation_size`, `should_split`,
-`get_free_block`, `free_block`, `release_cached_blocks`).
+`get_free_block`, `try_allocate_expandable_block`, `free_block`, `release_cached_blocks`).
 """
 
 from __future__ import annotations
@@ -21,9 +21,16 @@ MIN_LARGE_BYTES = 10 * MIB
 LARGE_SEGMENT_BYTES = 20 * MIB
 ROUND_LARGE_BYTES = 2 * MIB
 
+_PAGE_BYTES = {True: SMALL_SEGMENT_BYTES, False: LARGE_SEGMENT_BYTES}
+_POOL_START = {True: 0, False: 2**60}
+
 
 class OutOfMemory(Exception):
-    """The modelled card is full: `asked_bytes` could not be had, even after a retry."""
+    """The modelled card is full, even after what was wholly free was given back.
+
+    `asked_bytes` is what PyTorch's message says that it "tried to allocate": the segment from
+    which the block would be cut, which is larger than the tensor.
+    """
 
     def __init__(self, asked_bytes: int, reserved_bytes: int) -> None:
         super().__init__(f"tried to allocate {asked_bytes} bytes")
@@ -78,8 +85,10 @@ class CachingAllocator:
     Args:
         capacity_bytes: what the driver can give in all; None for no limit. Where it is short,
             wholly free segments are given back once (`retries`), then `OutOfMemory` is raised.
-        expandable: model `expandable_segments:True`: one growing segment a pool, so that
-            any remainder of 512 B or more is split off and reserved follows the high-water mark.
+        expandable: model `expandable_segments:True`: one segment a pool, which grows at its end
+            by pages of 2 MiB (small blocks) or 20 MiB, and gives back every page that is wholly
+            free. Any rest of 512 B or more is split off. New pages go to the end, where PyTorch
+            would first fill the holes that pages left: only where blocks lie can differ.
     """
 
     def __init__(self, capacity_bytes: int | None = None, expandable: bool = False) -> None:
@@ -95,6 +104,7 @@ class CachingAllocator:
         self._free: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
         self._blocks: dict[int, Block] = {}
         self._next_address = 0
+        self._last: dict[bool, Block | None] = {True: None, False: None}
 
     def allocate(self, size_bytes: int) -> Block | None:
         """Hand out a block for `size_bytes`; None for 0 bytes, for which nothing is allocated.
@@ -106,7 +116,9 @@ class CachingAllocator:
             return None
         wanted = round_block(size_bytes)
         small = wanted <= SMALL_BYTES
-        block = self._best_fit(wanted, small) or self._new_segment(wanted, small)
+        block = self._best_fit(wanted, small)
+        if block is None:
+            block = (self._grow if self.expandable else self._new_segment)(wanted, small)
         remaining = block.size_bytes - wanted
         if remaining >= MIN_BLOCK_BYTES if small or self.expandable else remaining > SMALL_BYTES:
             rest = Block(block.address + wanted, remaining, small, True, 0, block, block.next)
@@ -114,6 +126,8 @@ class CachingAllocator:
                 block.next.previous = rest
             block.next = rest
             block.size_bytes = wanted
+            if block is self._last[small]:
+                self._last[small] = rest
             self._put(rest)
         block.free = False
         block.requested_bytes = size_bytes
@@ -150,34 +164,98 @@ class CachingAllocator:
     def _best_fit(self, wanted: int, small: bool) -> Block | None:
         free = self._free[small]
         index = bisect_left(free, (wanted, -1))
-        if index == len(free):
+        last = self._last[small]
+        if last is not None and index + 1 < len(free) and free[index][1] == last.address:
+            # The block at an expandable segment's end counts as all that it can grow to.
+            index += 1
+        if index >= len(free):
             return None
         _, address = free.pop(index)
         return self._blocks.pop(address)
 
     def _new_segment(self, wanted: int, small: bool) -> Block:
-        size = wanted if self.expandable else segment_size(wanted)
-        if self.expandable:
-            size = round_up(wanted, SMALL_SEGMENT_BYTES if small else LARGE_SEGMENT_BYTES)
-        if self.capacity_bytes is not None and self.reserved_bytes + size > self.capacity_bytes:
-            self.retries += 1
-            self._give_back()
-            if self.reserved_bytes + size > self.capacity_bytes:
-                raise OutOfMemory(wanted, self.reserved_bytes)
-        self.reserved_bytes += size
-        self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
+        size = segment_size(wanted)
+        if not self._fits(size):
+            self._retry()
+            if not self._fits(size):
+                raise OutOfMemory(size, self.reserved_bytes)
+        self._reserve(size)
         block = Block(self._next_address, size, small)
         # A gap of one byte keeps addresses of neighbouring segments apart.
         self._next_address += size + 1
         return block
 
-    def _give_back(self) -> None:
+    def _grow(self, wanted: int, small: bool) -> Block:
+        """Map pages behind the end of a pool's segment; return its last block, now large enough."""
+        size = self._missing(wanted, small)
+        if not self._fits(size):
+            self._retry()
+            size = self._missing(wanted, small)
+            if not self._fits(size):
+                raise OutOfMemory(segment_size(wanted), self.reserved_bytes)
+        self._reserve(size)
+        last = self._last[small]
+        if last is not None and last.free:
+            self._take(last)
+            last.size_bytes += size
+            return last
+        start = _POOL_START[small] if last is None else last.address + last.size_bytes
+        block = Block(start, size, small, previous=last)
+        if last is not None:
+            last.next = block
+        self._last[small] = block
+        return block
+
+    def _missing(self, wanted: int, small: bool) -> int:
+        """Return the bytes of the pages that a block at the end still needs."""
+        last = self._last[small]
+        known = last.size_bytes if last is not None and last.free else 0
+        return round_up(wanted - known, _PAGE_BYTES[small])
+
+    def _fits(self, size: int) -> bool:
+        return self.capacity_bytes is None or self.reserved_bytes + size <= self.capacity_bytes
+
+    def _reserve(self, size: int) -> None:
+        self.reserved_bytes += size
+        self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
+
+    def _retry(self) -> None:
+        """Give back what is wholly free: segments, or pages of expandable ones."""
+        self.retries += 1
         for small in (True, False):
             for _, address in list(self._free[small]):
                 block = self._blocks[address]
-                if block.previous is None and block.next is None:
+                if self.expandable:
+                    self._unmap(block)
+                elif block.previous is None and block.next is None:
                     self._take(block)
                     self.reserved_bytes -= block.size_bytes
+
+    def _unmap(self, block: Block) -> None:
+        """Give back the whole pages of a free block; what is left at its ends stays free."""
+        page, start = _PAGE_BYTES[block.small], _POOL_START[block.small]
+        end = block.address + block.size_bytes
+        first = start + round_up(block.address - start, page)
+        last = start + (end - start) // page * page
+        if last <= first:
+            return
+        self._take(block)
+        self.reserved_bytes -= last - first
+        before, after = block.previous, block.next
+        left = right = None
+        if first > block.address:
+            left = Block(block.address, first - block.address, block.small, previous=before)
+            self._put(left)
+        if end > last:
+            right = Block(last, end - last, block.small, next=after)
+            self._put(right)
+        # A hole parts the blocks on its sides: they never join again.
+        if before is not None:
+            before.next = left
+        if after is not None:
+            after.previous = right
+        if block is self._last[block.small]:
+            self._last[block.small] = left or before
 
     def _put(self, block: Block) -> None:
         insort(self._free[block.small], (block.size_bytes, block.address))
@@ -188,8 +266,9 @@ class CachingAllocator:
         free.pop(bisect_left(free, (block.size_bytes, block.address)))
         del self._blocks[block.address]
 
-    @staticmethod
-    def _join(left: Block, right: Block) -> None:
+    def _join(self, left: Block, right: Block) -> None:
+        if right is self._last[right.small]:
+            self._last[right.small] = left
         left.size_bytes += right.size_bytes
         left.next = right.next
         if right.next is not None:

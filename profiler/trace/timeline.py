@@ -128,7 +128,7 @@ def replay(timeline: Timeline, first_step: int, expandable: bool = False) -> Rep
             requested_peak = max(requested_peak, allocator.peak_requested_bytes)
             if span_peak > best_peak:
                 best_peak, best_event, best_phase = span_peak, span_event, span.name
-    components, largest = _breakdown(timeline, best_event, best_peak)
+    components, largest = _breakdown(timeline, best_event, best_peak, expandable)
     return Replay(
         phases=tuple(Phase(name, peak, end) for name, (peak, end) in by_name.items()),
         peak_phase=best_phase,
@@ -141,10 +141,10 @@ def replay(timeline: Timeline, first_step: int, expandable: bool = False) -> Rep
 
 
 def _breakdown(
-    timeline: Timeline, event: int, total_bytes: int
+    timeline: Timeline, event: int, total_bytes: int, expandable: bool
 ) -> tuple[Components, tuple[tuple[int, str, str], ...]]:
     """Return the components alive just before `event`, and the ten largest storages."""
-    allocator = CachingAllocator()
+    allocator = CachingAllocator(expandable=expandable)
     alive: dict[int, Block | None] = {}
     for handle in timeline.events[:event]:
         if handle >= 0:
