@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from estimator.errors import CaseError, show_choices, show_value
+from estimator.stacks import STACKS
 from estimator.suggest import did_you_mean
 
 TASKS = ("inference", "training")
@@ -260,15 +261,6 @@ def _read_parallelism(name: str, value: Any) -> None:
         )
 
 
-def _read_stack(name: str, value: Any) -> None:
-    if value is not None:
-        raise CaseError(
-            f"{name} is {show_value(value)}, but only null (the pinned versions' behaviour) "
-            "is supported so far",
-            name,
-        )
-
-
 _CHOICES: dict[str, tuple[str | None, ...]] = {
     "task": TASKS,
     "dtype": DTYPES,
@@ -278,6 +270,7 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "optimizer": OPTIMIZERS,
     "attention": ATTENTIONS,
     "cache": CACHES,
+    "stack": (None, *STACKS),
 }
 
 _READERS: dict[str, Any] = {
@@ -292,7 +285,6 @@ _READERS: dict[str, Any] = {
     "gradient_checkpointing": _read_bool,
     "gradient_accumulation_steps": _read_count,
     "keep_logits": _read_bool,
-    "stack": _read_stack,
     "gpu": _read_optional_name,
     "parallelism": _read_parallelism,
 }

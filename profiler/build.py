@@ -17,7 +17,8 @@ from estimator.case import Case
 from estimator.config_source import load_config
 from estimator.errors import ModelError, UnsupportedError
 from estimator.families import parse_spec
-from profiler import optimizers, quantize
+from estimator.stacks import STACKS
+from profiler import optimizers, quantize, stacks
 
 ADAPTER_SEED = 0
 
@@ -54,6 +55,8 @@ def build_model(case: Case, device: Any, weights: str = "auto") -> Any:
         model = _load_checkpoint(case, device, dtype)
     else:
         model = _build_random(case, device, dtype)
+    if case.stack is not None:
+        stacks.apply(STACKS[case.stack], model)
     if case.training:
         model = _prepare_training(case, model)
         model.train()
@@ -116,7 +119,14 @@ def build_config(case: Case) -> Any:
     return config
 
 
-def _attention_name(case: Case, device: Any) -> str:
+def _attention_name(case: Case, device: Any) -> str | None:
+    """Return the attention to ask transformers for.
+
+    None for sdpa, which is transformers' own choice wherever a class supports it; a class that
+    does not gets eager, as it does for a user who names nothing.
+    """
+    if case.attention == "sdpa":
+        return None
     if device.type == "meta" and case.attention == "flash_attention_2":
         from profiler.trace.attention import FLASH_NAME, register_flash
 
@@ -191,7 +201,7 @@ def _load_checkpoint(case: Case, device: Any, dtype: Any) -> Any:
         case.model,
         dtype=dtype,
         device_map={"": device},
-        attn_implementation=case.attention,
+        attn_implementation=_attention_name(case, device),
         quantization_config=quantize.quantization_config(case, dtype),
         use_safetensors=True,
         trust_remote_code=False,
@@ -208,15 +218,19 @@ def _prepare_training(case: Case, model: Any) -> Any:
             model = prepare_model_for_kbit_training(
                 model,
                 use_gradient_checkpointing=case.gradient_checkpointing,
-                gradient_checkpointing_kwargs={"use_reentrant": False},
+                gradient_checkpointing_kwargs={"use_reentrant": _reentrant(case)},
             )
         model = _add_adapters(case, model)
     if case.gradient_checkpointing:
         try:
-            model.gradient_checkpointing_enable()
+            model.gradient_checkpointing_enable({"use_reentrant": _reentrant(case)})
         except ValueError as error:
             raise UnsupportedError(f"{case.model_name}: {_line(error)}") from error
     return model
+
+
+def _reentrant(case: Case) -> bool:
+    return case.stack is not None and STACKS[case.stack].reentrant_checkpointing
 
 
 def _add_adapters(case: Case, model: Any) -> Any:

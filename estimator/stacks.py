@@ -1,0 +1,55 @@
+"""Older stacks that people measured with, as named presets of what differs in memory.
+
+A case's `stack` names one; `null` is the behaviour of the installed (or pinned) versions. Only what
+changes memory is listed; the rest of the run is today's code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """What an older stack did otherwise.
+
+    `reentrant_checkpointing`: torch.utils.checkpoint with use_reentrant=True, the default of
+    `gradient_checkpointing_enable` before transformers 5. `shifted_logits`: the loss copied fp32
+    logits without their last position (`logits[..., :-1, :].contiguous()`), before transformers
+    4.50; today labels are shifted instead. `uncast_loss_types`: model types whose own loss did so
+    in the logits' dtype, without the fp32 copy. `fp32_norms_on_quantized`: norms of a quantized base are
+    cast to fp32, without the rest of k-bit preparation; bitsandbytes' linears answer in their
+    input's dtype, so the whole residual stream is fp32 then.
+    """
+
+    name: str
+    reentrant_checkpointing: bool
+    shifted_logits: bool
+    uncast_loss_types: tuple[str, ...]
+    fp32_norms_on_quantized: bool
+    source: str
+
+
+STACKS = {
+    stack.name: stack
+    for stack in (
+        Stack(
+            name="transformers-4.48",
+            reentrant_checkpointing=True,
+            shifted_logits=True,
+            uncast_loss_types=("gpt_bigcode",),
+            fp32_norms_on_quantized=False,
+            source="transformers 4.48.1 loss/loss_utils.py and modeling_utils.py",
+        ),
+        Stack(
+            name="fms-acceleration",
+            reentrant_checkpointing=True,
+            shifted_logits=True,
+            uncast_loss_types=("gpt_bigcode",),
+            fp32_norms_on_quantized=True,
+            source="the published runs of foundation-model-stack/fms-acceleration (trl 0.13.0, "
+            "transformers 4.48.1, peft 0.13.2); norms inferred from their peaks, to 0.04 %",
+        ),
+    )
+}
+"""Presets by name."""

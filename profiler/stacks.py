@@ -1,0 +1,52 @@
+"""Makes a model of today's transformers behave as an older stack did (see estimator/stacks.py)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from estimator.stacks import Stack
+
+
+def apply(stack: Stack, model: Any) -> None:
+    """Change a model in place. Checkpointing's variant is chosen where it is enabled."""
+    if stack.shifted_logits:
+        upcast = model.config.model_type not in stack.uncast_loss_types
+        model.loss_function = partial(shifted_loss, upcast=upcast)
+    if stack.fp32_norms_on_quantized and getattr(model, "is_quantized", False):
+        import torch
+
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.data = parameter.data.to(torch.float32)
+
+
+def shifted_loss(
+    logits: Any,
+    labels: Any,
+    vocab_size: int,
+    num_items_in_batch: Any = None,
+    ignore_index: int = -100,
+    upcast: bool = True,
+    **_: Any,
+) -> Any:
+    """Cross-entropy over a copy of the logits without their last position, in fp32 if `upcast`.
+
+    Args:
+        logits: [batch, tokens, vocabulary]; labels: [batch, tokens].
+
+    Source: transformers 4.48.1, loss/loss_utils.py, `ForCausalLMLoss`.
+    """
+    import torch
+
+    if upcast:
+        logits = logits.float()
+    shift_logits = logits[..., :-1, :].contiguous()
+    shift_labels = labels[..., 1:].contiguous()
+    shift_logits = shift_logits.view(-1, vocab_size)
+    shift_labels = shift_labels.view(-1)
+    reduction = "sum" if num_items_in_batch is not None else "mean"
+    loss = torch.nn.functional.cross_entropy(
+        shift_logits, shift_labels, ignore_index=ignore_index, reduction=reduction
+    )
+    return loss / num_items_in_batch if num_items_in_batch is not None else loss
