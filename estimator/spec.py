@@ -155,7 +155,8 @@ class Layer:
 
     `dropout` follows the attention's and the MLP's output where it is not 0; `attended_dropout`
     is whether it follows the attention's too. `holds_attended` is whether the layer's code still
-    names the attention's output while the MLP runs (GPT-2). `residual_scaled` is whether what is
+    names the attention's output while the MLP runs (GPT-2), `holds_attended_input` whether it
+    names the attention's input (StableLM). `residual_scaled` is whether what is
     added to the residual is multiplied by a number (Granite).
     """
 
@@ -169,6 +170,7 @@ class Layer:
     mlp_out_norm: Norm | None = None
     parallel: bool = False
     attended_dropout: bool = True
+    holds_attended_input: bool = False
     residual_scaled: bool = False
     recipe: str = "pre_norm"
     """Which code runs the layer: `pre_norm`, or a key of `LAYERS` in
@@ -192,9 +194,11 @@ class ModelSpec:
 
     `position_rows` is the number of learned positions (0 for none). `rope_tables` counts the fp32
     buffers of half a rotated head's elements that hold inverse frequencies: two a kind of table.
-    `embedding_scaled` is whether embeddings are multiplied by a number (Gemma, Granite).
-    `buffers` are the bytes of buffers other than those. `both_masks` is whether the code builds a
-    full and a sliding mask whatever the layers use. `embedding_held` is whether the model's code
+    `embedding_scaled` is whether the embedding module multiplies what it looks up (Gemma),
+    `embedding_multiplied` whether the model does (Granite).
+    `buffers` are the bytes of buffers other than those. `masks` are the windows of the masks that
+    the code builds (None for a full one) where it builds others than the layers use.
+    `embedding_held` is whether the model's code
     still names the embeddings after a dropout. `logits_scaled` is whether logits are multiplied
     by a number (Cohere, Granite), `logits_softcap` whether a tanh caps them (Gemma 2).
     `positions_counted` is whether training counts positions from the attention mask, for each
@@ -215,10 +219,11 @@ class ModelSpec:
     rope_tables: int = 2
     max_positions: int | None = None
     buffers: tuple[int, ...] = ()
-    both_masks: bool = False
+    masks: tuple[int | None, ...] = ()
     positions_counted: bool = False
     position_offset: bool = False
-    embedding_held: bool = False
+    embedding_held: bool = True
+    embedding_multiplied: bool = False
     logits_scaled: bool = False
     logits_softcap: bool = False
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from estimator.architecture.context import MAX_FLASH_HEAD, Context
-from estimator.architecture.parts import add, cast, dropout, linear, norm, operands, scale
+from estimator.architecture.norms import norm, norm_by_head
+from estimator.architecture.parts import capped, cast, dropout, linear, operands, scale
+from estimator.architecture.rotary import rotate_states
 from estimator.architecture.tape import PASS, Tape, Tensor
 from estimator.spec import Attention
 from estimator.units import round_up
@@ -44,21 +46,34 @@ def kernel(spec: Attention, ctx: Context) -> str:
 
 def attention(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Tensor, Tensor | None]:
     """Return the block's output and, for eager, the probabilities that its caller still holds."""
-    query, key, value = _project(tape, x, spec, ctx)
+    fused = None
+    if spec.fused is None:
+        query, key, value = _project(tape, x, spec, ctx)
+    else:
+        fused = linear(tape, x, spec.fused, ctx)
+        query, key, value = _views(tape, fused, spec, ctx)
+    if fused is not None and not spec.rotary:
+        tape.drop(fused)
+        fused = None
+    held: tuple[Tensor, ...] = ()
     if spec.rotary:
+        rotated = rotate_states(tape, query, key, spec, ctx)
         # Both originals live until both rotations are done.
-        rotated = rotate(tape, query), rotate(tape, key)
         tape.drop(query, key)
-        query, key = rotated
+        query, key, held = rotated.query, rotated.key, rotated.held
+    if spec.norm_after_rotary:
+        query, key = _normed(tape, query, key, spec, ctx)
+    if spec.query_scaled:
+        query = _scaled_by_position(tape, query, ctx)
     if ctx.cached:
         cached = grow_cache(tape, key, value, spec, ctx)
         if spec.fused is not None:
             tape.drop(key, value)
         key, value = cached
-    out, probabilities = attend(tape, query, key, value, spec, ctx)
+    by_head = spec.norm_by_head or (spec.rotary and spec.rotary_dim is not None)
+    out, probabilities = attend(tape, query, key, value, spec, ctx, by_head)
     result = linear(tape, out, spec.output, ctx)
-    tape.drop(out)
-    tape.drop(query)
+    tape.drop(out, query, fused, *held)
     if not ctx.cached:
         # Else keys and values belong to the cache.
         tape.drop(key, value)
@@ -93,11 +108,6 @@ def attend(
 
 
 def _project(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Tensor, Tensor, Tensor]:
-    if spec.fused is not None:
-        fused = linear(tape, x, spec.fused, ctx)
-        query, key, value = tape.split(fused, (fused.count // 3,) * 3, fused.size)
-        tape.drop(fused)
-        return query, key, value
     assert spec.query is not None
     assert spec.key is not None
     assert spec.value is not None
@@ -105,31 +115,55 @@ def _project(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Tens
     if spec.query_multiplied:
         projected, query = query, scale(tape, query)
         tape.drop(projected)
-    query = _normed(tape, query, spec, ctx)
-    key = _normed(tape, linear(tape, x, spec.key, ctx), spec, ctx)
+    key = linear(tape, x, spec.key, ctx)
     value = linear(tape, x, spec.value, ctx)
+    if not spec.norm_after_rotary:
+        query, key = _normed(tape, query, key, spec, ctx)
     return query, key, value
 
 
-def _normed(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> Tensor:
+def _views(
+    tape: Tape, fused: Tensor, spec: Attention, ctx: Context
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values as views of one product.
+
+    Where positions rotate them they are slices, each with a gradient of its own (Phi-3), else
+    parts whose gradients are joined (GPT-2).
+    """
+    if not spec.rotary:
+        return tape.split(fused, (fused.count // 3,) * 3, fused.size)
+    rows = ctx.tokens * spec.head_dim
+    query = tape.view(fused, rows * spec.heads, fused.size)
+    key = tape.view(fused, rows * spec.kv_heads, fused.size)
+    value = tape.view(fused, rows * spec.kv_heads, fused.size)
+    query, key = _normed(tape, query, key, spec, ctx)
+    return query, key, value
+
+
+def _scaled_by_position(tape: Tape, query: Tensor, ctx: Context) -> Tensor:
+    """Ministral 3's `query * scale`, one number a position, made by each layer."""
+    factor = tape.new(ctx.queries, ctx.width)
+    out = tape.op(query.count, query.width, (query,), (factor,))
+    tape.drop(query, factor)
+    return out
+
+
+def _normed(
+    tape: Tape, query: Tensor, key: Tensor, spec: Attention, ctx: Context
+) -> tuple[Tensor, Tensor]:
+    """Normalize queries and keys where the family does; both are consumed."""
     if spec.qk_norm is None:
-        return x
-    out = norm(tape, x, spec.qk_norm, ctx)
-    tape.drop(x)
-    return out
-
-
-def rotate(tape: Tape, x: Tensor) -> Tensor:
-    """`x * cos + rotate_half(x) * sin`; cos and sin are counted with the model."""
-    first = scale(tape, x)
-    negated = tape.op(x.count // 2, x.width, (x,), grads=(x.size,), temporaries=(x.size // 2,))
-    halves = tape.op(x.count, x.width, (negated, x), grads=(PASS, x.size))
-    tape.drop(negated)
-    second = scale(tape, halves)
-    tape.drop(halves)
-    out = add(tape, first, second)
-    tape.drop(first, second)
-    return out
+        return query, key
+    if spec.norm_by_head:
+        normed_query = norm_by_head(tape, query, spec.qk_norm, spec.heads, ctx)
+        tape.drop(query)
+        normed_key = norm_by_head(tape, key, spec.qk_norm, spec.kv_heads, ctx)
+    else:
+        normed_query = norm(tape, query, spec.qk_norm, ctx)
+        tape.drop(query)
+        normed_key = norm(tape, key, spec.key_norm or spec.qk_norm, ctx)
+    tape.drop(key)
+    return normed_query, normed_key
 
 
 def grow_cache(
@@ -284,6 +318,8 @@ def _eager(
     tape.drop(q_mat, k_mat)
     scores = scale(tape, raw)
     tape.drop(raw)
+    if spec.softcap:
+        scores = capped(tape, scores)
     if ctx.queries > 1 or ctx.cached:
         biased = add_mask(tape, scores)
         tape.drop(scores)

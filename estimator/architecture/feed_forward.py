@@ -1,21 +1,27 @@
 """Formulas of the feed-forward blocks.
 
-Source: transformers' `LlamaMLP.forward`, `GPT2MLP.forward`.
+Source: transformers' `LlamaMLP.forward`, `GPT2MLP.forward`, `Phi3MLP.forward`.
 """
 
 from __future__ import annotations
 
 from estimator.architecture.context import Context
-from estimator.architecture.parts import activation, linear, operands
+from estimator.architecture.parts import activation, linear, multiply, operands
 from estimator.architecture.tape import Tape, Tensor
+from estimator.architecture.xielu import xielu
 from estimator.spec import Mlp
 
 
 def mlp(tape: Tape, x: Tensor, spec: Mlp, ctx: Context) -> Tensor:
     """Gated: down(act(gate(x)) * up(x)); plain: down(act(up(x)))."""
+    if spec.fused_gate:
+        return _fused_gate(tape, x, spec, ctx)
     if spec.gate is None:
         inner = linear(tape, x, spec.up, ctx)
-        hidden = activation(tape, inner, spec.activation)
+        if spec.activation == "xielu":
+            hidden = xielu(tape, inner, ctx)
+        else:
+            hidden = activation(tape, inner, spec.activation)
         tape.drop(inner)
     else:
         gate = linear(tape, x, spec.gate, ctx)
@@ -27,4 +33,20 @@ def mlp(tape: Tape, x: Tensor, spec: Mlp, ctx: Context) -> Tensor:
         tape.drop(activated, up)
     out = linear(tape, hidden, spec.down, ctx)
     tape.drop(hidden)
+    return out
+
+
+def _fused_gate(tape: Tape, x: Tensor, spec: Mlp, ctx: Context) -> Tensor:
+    """Gate and up are views of one product, which the gate's name holds to the end.
+
+    Source: transformers/models/phi3/modeling_phi3.py, `Phi3MLP.forward`.
+    """
+    both = linear(tape, x, spec.up, ctx)
+    half = both.count // 2
+    gate, up = tape.split(both, (half, half), both.size)
+    activated = activation(tape, gate, spec.activation)
+    product = multiply(tape, up, activated)
+    tape.drop(both, up, activated)
+    out = linear(tape, product, spec.down, ctx)
+    tape.drop(product, gate)
     return out

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from estimator.architecture.attentions import self_attention
 from estimator.architecture.context import Context
-from estimator.architecture.parts import activation, add, dropout, linear, norm
+from estimator.architecture.norms import norm
+from estimator.architecture.parts import activation, add, dropout, linear
 from estimator.architecture.tape import Tape, Tensor
 from estimator.spec import Layer
 

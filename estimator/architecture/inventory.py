@@ -88,8 +88,6 @@ def inventory(spec: ModelSpec, lora: Lora | None) -> Inventory:
     if spec.rope_tables:
         # inv_freq and original_inv_freq, fp32, half of what is rotated each.
         buffers += [4 * (spec.rotary_dim // 2)] * spec.rope_tables
-    if spec.embedding_scaled:
-        buffers.append(4)
     linears = tuple(linear for layer in spec.layers for linear in layer.linears)
     buffers += spec.buffers
     return Inventory(tuple(spec.parameter_counts()), tuple(adapters), tuple(buffers), linears)

@@ -11,9 +11,10 @@ from estimator.architecture import inlined, split
 from estimator.architecture.attentions import self_attention
 from estimator.architecture.context import Context
 from estimator.architecture.feed_forward import mlp
-from estimator.architecture.parts import add, cast, dropout, norm, operands, parameter
+from estimator.architecture.norms import norm
+from estimator.architecture.parts import add, capped, cast, dropout, operands, parameter, scale
 from estimator.architecture.tape import PASS, Tape, Tensor
-from estimator.spec import Layer, ModelSpec
+from estimator.spec import Layer, ModelSpec, Norm
 
 LAYERS: dict[str, Callable[[Tape, Tensor, Layer, Context], Tensor]] = {
     "inlined": inlined.inlined_layer,
@@ -27,22 +28,75 @@ def decoder_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
     """Play a layer; `x` ([B, Q, hidden]) is borrowed."""
     if spec.recipe != "pre_norm":
         return LAYERS[spec.recipe](tape, x, spec, ctx)
-    normed = norm(tape, x, spec.input_norm, ctx)
+    if spec.parallel:
+        return _parallel_layer(tape, x, spec, ctx)
+    normed = _normed(tape, x, spec.input_norm, ctx)
     attended, probabilities = self_attention(tape, normed, spec.attention, ctx)
-    tape.drop(normed)
-    attended = _residual_dropout(tape, attended, spec, ctx)
+    if not spec.holds_attended_input:
+        tape.drop(normed)
+    attended = _attended(tape, attended, spec, ctx)
     h = add(tape, x, attended)
     if not spec.holds_attended:
         tape.drop(attended)
-    normed = norm(tape, h, spec.post_norm, ctx)
+    before = normed
+    normed = _normed(tape, h, spec.post_norm, ctx)
     fed = mlp(tape, normed, spec.mlp, ctx)
     fed = _residual_dropout(tape, fed, spec, ctx)
     tape.drop(normed)
+    fed = _out_normed(tape, fed, spec.mlp_out_norm, ctx)
+    fed = _residual_scaled(tape, fed, spec)
     out = add(tape, h, fed)
     # The caller of the attention still holds the probabilities that it was handed.
     tape.drop(fed, h, probabilities)
     if spec.holds_attended:
         tape.drop(attended)
+    if spec.holds_attended_input:
+        tape.drop(before)
+    return out
+
+
+def _parallel_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
+    """Attention and MLP of the same norm, both added to the residual at the end.
+
+    Source: `PhiDecoderLayer.forward`, `CohereDecoderLayer.forward`.
+    """
+    normed = _normed(tape, x, spec.input_norm, ctx)
+    attended, probabilities = self_attention(tape, normed, spec.attention, ctx)
+    attended = _attended(tape, attended, spec, ctx)
+    fed = mlp(tape, normed, spec.mlp, ctx)
+    fed = _residual_dropout(tape, fed, spec, ctx)
+    both = add(tape, x, attended)
+    out = add(tape, both, fed)
+    tape.drop(both, fed, attended, normed, probabilities)
+    return out
+
+
+def _normed(tape: Tape, x: Tensor, spec: Norm | None, ctx: Context) -> Tensor:
+    return tape.alias(x) if spec is None else norm(tape, x, spec, ctx)
+
+
+def _attended(tape: Tape, attended: Tensor, spec: Layer, ctx: Context) -> Tensor:
+    """Return what is added to the residual for the attention's output."""
+    if spec.attended_dropout:
+        attended = _residual_dropout(tape, attended, spec, ctx)
+    attended = _out_normed(tape, attended, spec.attention_out_norm, ctx)
+    return _residual_scaled(tape, attended, spec)
+
+
+def _out_normed(tape: Tape, x: Tensor, spec: Norm | None, ctx: Context) -> Tensor:
+    if spec is None:
+        return x
+    out = norm(tape, x, spec, ctx)
+    tape.drop(x)
+    return out
+
+
+def _residual_scaled(tape: Tape, x: Tensor, spec: Layer) -> Tensor:
+    """Granite's `hidden_states * residual_multiplier`; the factor is named until the sum."""
+    if not spec.residual_scaled:
+        return x
+    out = scale(tape, x)
+    tape.drop(x)
     return out
 
 
@@ -56,7 +110,7 @@ def embeddings(tape: Tape, spec: ModelSpec, ctx: Context) -> tuple[Tensor, tuple
     """Look the tokens up: [B, Q, hidden]; learned positions are added, Gemma's are scaled.
 
     Returns the layers' input, and what the model's forward holds until its end: `inputs_embeds`
-    is the layers' input itself, except where positions are added to it.
+    is the layers' input itself, except where positions are added to it or dropout copies it.
 
     Backward makes a dense gradient of the whole table, and sorts the indices first when there
     are more than 3072 (aten/src/ATen/native/cuda/Embedding.cu).
@@ -80,10 +134,18 @@ def embeddings(tape: Tape, spec: ModelSpec, ctx: Context) -> tuple[Tensor, tuple
         tape.drop(summed)
         _keep_leaf(tape, out, ctx)
         return hidden, (out, positions)
+    if spec.embedding_multiplied:
+        scaled = tape.op(count, ctx.width, (out,))
+        _keep_leaf(tape, out, ctx)
+        tape.drop(out)
+        out = scaled
     if spec.embedding_dropout and ctx.training:
         hidden = dropout(tape, out, spec.embedding_dropout, ctx)
         _keep_leaf(tape, out, ctx)
-        return hidden, (out,)
+        if spec.embedding_held:
+            return hidden, (out,)
+        tape.drop(out)
+        return hidden, ()
     return out, ()
 
 
@@ -119,10 +181,17 @@ def final_norm(tape: Tape, x: Tensor, spec: ModelSpec, ctx: Context) -> Tensor:
 def logits(tape: Tape, x: Tensor, spec: ModelSpec, ctx: Context, rows: int) -> Tensor:
     """The head's product for `rows` tokens: [rows, vocabulary]."""
     weight = parameter(spec.head.weight_count, ctx.width, ctx.full)
+    inputs: tuple[Tensor, ...] = (weight, x)
+    if spec.head.bias:
+        inputs = (parameter(spec.head.outputs, ctx.width, ctx.full), weight, x)
+    count = rows * spec.vocab_size
     saves = operands(x, weight)
-    return tape.op(
-        rows * spec.vocab_size, ctx.width, (weight, x), saves, viewed=True, component="logits"
-    )
+    out = tape.op(count, ctx.width, inputs, saves, viewed=True, component="logits")
+    if spec.logits_scaled:
+        scaled = tape.op(count, ctx.width, (out,), component="logits")
+        tape.drop(out)
+        out = scaled
+    return capped(tape, out, "logits") if spec.logits_softcap else out
 
 
 def loss(tape: Tape, scores: Tensor, ctx: Context) -> Tensor:

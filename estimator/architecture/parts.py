@@ -1,4 +1,4 @@
-"""Formulas of the small parts: casts, products, norms, linears with adapters, dropout.
+"""Formulas of the small parts: casts, products, linears with adapters, dropout, activations.
 
 Each plays on a tape what its source runs. A function that takes `x` borrows it: the caller keeps
 its reference; what is returned belongs to the caller.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from estimator.architecture.context import Context
 from estimator.architecture.tape import NEW, PASS, Tape, Tensor
-from estimator.spec import Linear, Norm
+from estimator.spec import Linear
 
 
 def parameter(count: int, width: int, trains: bool) -> Tensor:
@@ -44,6 +44,17 @@ def scale(tape: Tape, x: Tensor) -> Tensor:
     return tape.op(x.count, x.width, (x,))
 
 
+def capped(tape: Tape, x: Tensor, component: str | None = None) -> Tensor:
+    """`tanh(x / cap) * cap`; `x` is consumed."""
+    quotient = tape.op(x.count, x.width, (x,), component=component)
+    tape.drop(x)
+    tanh = tape.op(x.count, x.width, (quotient,), saves_out=True, component=component)
+    tape.drop(quotient)
+    out = tape.op(x.count, x.width, (tanh,), component=component)
+    tape.drop(tanh)
+    return out
+
+
 def dropout(tape: Tape, x: Tensor, p: float, ctx: Context) -> Tensor:
     """CUDA's fused dropout: the output and a mask of one byte an element.
 
@@ -52,83 +63,6 @@ def dropout(tape: Tape, x: Tensor, p: float, ctx: Context) -> Tensor:
     if p == 0 or not ctx.training:
         return tape.alias(x)
     return tape.op(x.count, x.width, (x,), aux=(x.count,))
-
-
-def norm(tape: Tape, x: Tensor, spec: Norm, ctx: Context) -> Tensor:
-    """Normalize the last dimension of `x` ([rows, spec.size] elements)."""
-    if spec.kind == "layer":
-        return _layer_norm(tape, x, spec, ctx)
-    rows = x.count // spec.size
-    x32 = cast(tape, x, 4)
-    # pow(2) saves x; its backward makes x**1 and its double before the product.
-    squares = tape.op(x.count, 4, (x32,), (x32,), temporaries=(4 * x.count, 4 * x.count))
-    variance = tape.op(rows, 4, (squares,))
-    tape.drop(squares)
-    rstd = tape.op(rows, 4, (variance,), saves_out=True)
-    if spec.kind == "rms_fp32_scale":
-        return _scaled_in_fp32(tape, x, x32, variance, rstd, spec, ctx)
-    # The product's gradient for rstd is a full product before it is summed.
-    normed = _times_rows(tape, x32, rstd)
-    tape.drop(x32)
-    back = cast(tape, normed, x.width)
-    out = _times_weight(tape, back, parameter(spec.size, x.width, ctx.full))
-    tape.drop(back, normed, variance, rstd)
-    return out
-
-
-def _scaled_in_fp32(
-    tape: Tape,
-    x: Tensor,
-    x32: Tensor,
-    variance: Tensor,
-    rstd: Tensor,
-    spec: Norm,
-    ctx: Context,
-) -> Tensor:
-    """Gemma: (x * rstd) * (1 + weight) in fp32, then the cast.
-
-    Source: transformers/models/gemma/modeling_gemma.py, `GemmaRMSNorm.forward`.
-    """
-    tape.drop(variance)
-    normed = _times_rows(tape, x32, rstd)
-    tape.drop(rstd, x32)
-    weight = parameter(spec.size, x.width, ctx.full)
-    weight32 = tape.op(spec.size, 4, (weight,))
-    scaled = _times_weight(tape, normed, weight32)
-    tape.drop(weight32, normed)
-    out = cast(tape, scaled, x.width)
-    tape.drop(scaled)
-    return out
-
-
-def _times_rows(tape: Tape, x: Tensor, rows: Tensor) -> Tensor:
-    """`x * rows` with one number a row; backward sums a full product for the rows."""
-    return tape.op(
-        x.count,
-        x.width,
-        (rows, x),
-        (x, rows),
-        grads=(NEW, NEW),
-        temporaries=(x.size,) if rows.grad else (),
-    )
-
-
-def _times_weight(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
-    """`weight * x` with one number a column; saves x where the weight trains."""
-    saves = operands(x, weight)
-    temporaries = (x.size,) if weight.grad else ()
-    return tape.op(x.count, x.width, (x, weight), saves, temporaries=temporaries)
-
-
-def _layer_norm(tape: Tape, x: Tensor, spec: Norm, ctx: Context) -> Tensor:
-    """torch's LayerNorm: saves its input, mean and rstd (fp32, one a row).
-
-    Source: aten/src/ATen/native/cuda/layer_norm_kernel.cu.
-    """
-    rows = x.count // spec.size
-    weight = parameter(spec.size, x.width, ctx.full)
-    bias = parameter(spec.size, x.width, ctx.full)
-    return tape.op(x.count, x.width, (x, weight, bias), (x, weight), aux=(4 * rows, 4 * rows))
 
 
 def linear(tape: Tape, x: Tensor, spec: Linear, ctx: Context, viewed: bool = True) -> Tensor:
@@ -200,7 +134,7 @@ def activation(tape: Tape, x: Tensor, name: str) -> Tensor:
 
 def known_activation(name: str) -> bool:
     """Whether an activation has a formula."""
-    return name in _ACTIVATIONS
+    return name in _ACTIVATIONS or name == "xielu"
 
 
 def _saves_input(tape: Tape, x: Tensor) -> Tensor:
@@ -211,6 +145,17 @@ def _saves_input(tape: Tape, x: Tensor) -> Tensor:
 def _saves_output(tape: Tape, x: Tensor) -> Tensor:
     """relu: one kernel that saves its output."""
     return tape.op(x.count, x.width, (x,), saves_out=True)
+
+
+def _relu2(tape: Tape, x: Tensor) -> Tensor:
+    """relu(x)**2, both of whose steps save the relu.
+
+    Source: transformers/activations.py, `ReLUSquaredActivation`.
+    """
+    positive = _saves_output(tape, x)
+    out = tape.op(x.count, x.width, (positive,), (positive,), temporaries=(x.size, x.size))
+    tape.drop(positive)
+    return out
 
 
 def _gelu_new(tape: Tape, x: Tensor) -> Tensor:
@@ -264,6 +209,7 @@ _ACTIVATIONS = {
     "gelu": _saves_input,
     "gelu_pytorch_tanh": _saves_input,
     "relu": _saves_output,
+    "relu2": _relu2,
     "gelu_new": _gelu_new,
     "gelu_fast": _gelu_fast,
 }

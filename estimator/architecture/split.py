@@ -6,10 +6,12 @@ Source: transformers/models/gpt_neox/modeling_gpt_neox.py (`GPTNeoXAttention.for
 
 from __future__ import annotations
 
-from estimator.architecture.attention import attend, grow_cache, rotate
+from estimator.architecture.attention import attend, grow_cache
 from estimator.architecture.context import Context
 from estimator.architecture.feed_forward import mlp
-from estimator.architecture.parts import add, dropout, linear, norm
+from estimator.architecture.norms import norm
+from estimator.architecture.parts import add, dropout, linear
+from estimator.architecture.rotary import rotate_states
 from estimator.architecture.tape import PASS, Tape, Tensor
 from estimator.spec import Attention, Layer
 
@@ -26,9 +28,9 @@ def attention(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Ten
     keys = count * spec.kv_heads
     query, key, value = tape.split(rows, (count * spec.heads, keys, keys), fused.size)
     if spec.rotary:
-        rotated = rotate_parts(tape, (query, key), spec)
+        rotated = rotate_states(tape, query, key, spec, ctx)
         tape.drop(query, key)
-        query, key = rotated
+        query, key = rotated.query, rotated.key
     if ctx.cached:
         cached = grow_cache(tape, key, value, spec, ctx)
         tape.drop(key, value)
@@ -40,24 +42,6 @@ def attention(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Ten
     if not ctx.cached:
         tape.drop(key, value)
     return result, probabilities
-
-
-def rotate_parts(tape: Tape, states: tuple[Tensor, ...], spec: Attention) -> tuple[Tensor, ...]:
-    """Rotate the first `rotary_dim` features of each head, and join the others to them again."""
-    share = spec.rotary_dim or spec.head_dim
-    parts = []
-    for x in states:
-        turned = x.count * share // spec.head_dim
-        parts.append((tape.view(x, turned, x.size), tape.view(x, x.count - turned, x.size)))
-    rotated = [rotate(tape, turned) for turned, _ in parts]
-    joined = []
-    for (_, rest), turned in zip(parts, rotated, strict=True):
-        count = turned.count + rest.count
-        joined.append(tape.op(count, turned.width, (turned, rest), grads=(PASS, PASS)))
-        tape.drop(turned)
-    for part in parts:
-        tape.drop(*part)
-    return tuple(joined)
 
 
 def parallel_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:

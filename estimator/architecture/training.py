@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from estimator.architecture import layer as blocks
-from estimator.architecture.context import Context, layer_context, training_context
+from estimator.architecture.context import Context, training_context
 from estimator.architecture.inventory import Held, Inventory, held, trainable, weights
 from estimator.architecture.optimizer import optimizer_memory
+from estimator.architecture.rotary import table_bytes
 from estimator.architecture.run import Pass, Run
 from estimator.architecture.tape import Storage, Tape, Tensor
 from estimator.case import Case
@@ -75,9 +76,11 @@ def _forward_and_backward(
     run.play(Pass.of(embedding.take_events(), "embeddings"))
     shared = rotary_tables(spec, ctx)
     run.change("activations", shared)
-    # Checkpointing keeps the mask among the arguments of its second pass.
     masks = attention_masks(spec, ctx)
-    run.change("activations" if ctx.checkpointing else "temporaries", masks)
+    kept = _kept_masks(masks, spec, ctx)
+    run.change("activations", sum(kept.values()))
+    passing = sum(masks.values()) - sum(kept.values())
+    run.change("temporaries", passing)
     # The model's forward holds the first layer's input to its end, whoever else lets go of it.
     also_held = (
         Held() if held or keeps else Held(hidden.storage.requested, hidden.storage.allocated)
@@ -100,10 +103,7 @@ def _forward_and_backward(
     loss_events = head.take_events()
     run.play(Pass.of(norm_events, "the final norm"))
     run.change("temporaries", -also_held.allocated_bytes, -also_held.requested_bytes)
-    if ctx.checkpointing:
-        shared += masks
-    else:
-        run.change("temporaries", -masks)
+    run.change("temporaries", -passing)
     embedding.drop(*held)
     run.play(Pass.of(embedding.take_events(), "the model's forward returns"))
     vocabulary = f"the loss over the {spec.vocab_size}-token vocabulary"
@@ -112,9 +112,11 @@ def _forward_and_backward(
     head_table = _tied_table(head, spec)
     pending = head.backward(value, Storage(0, "logits")).get(id(head_table))
     run.play(Pass.of(head.take_events(), f"backward of {vocabulary}"))
-    for key in reversed(kinds.order):
-        run.play(kinds.passes[key].backward)
-    run.change("activations", -shared)
+    freed = _freed_after(spec, ctx, kept)
+    for index in reversed(range(len(kinds.order))):
+        run.play(kinds.passes[kinds.order[index]].backward)
+        run.change("activations", -freed.get(index, 0))
+    run.change("activations", sum(freed.values()) - shared - sum(kept.values()))
     if hidden.grad and ctx.full:
         table = _tied_table(embedding, spec)
         reached = {} if pending is None else {id(table): pending}
@@ -124,6 +126,30 @@ def _forward_and_backward(
         run.play(Pass.of(embedding.take_events(), "backward of the embeddings"))
     if keep_logits and scores.storage is not None:
         run.change("logits", -scores.storage.allocated, -scores.storage.requested)
+
+
+def _kept_masks(
+    masks: dict[int | None, int], spec: ModelSpec, ctx: Context
+) -> dict[int | None, int]:
+    """Return the masks that checkpointing keeps among the arguments of its second passes."""
+    used = {layer.attention.window for layer in spec.layers}
+    return {w: size for w, size in masks.items() if ctx.checkpointing and w in used}
+
+
+def _freed_after(spec: ModelSpec, ctx: Context, kept: dict[int | None, int]) -> dict[int, int]:
+    """Return what is freed after each layer's backward: masks, and tables of a kind of layer.
+
+    The first layer that uses one is the last that needs it.
+    """
+    tables = table_bytes(spec, ctx) if spec.rope_tables > 2 else 0
+    freed: dict[int, int] = {}
+    seen: set[int | None] = set()
+    for index, layer in enumerate(spec.layers):
+        window = layer.attention.window
+        if window not in seen:
+            seen.add(window)
+            freed[index] = tables + kept.get(window, 0)
+    return freed
 
 
 def _tied_table(tape: Tape, spec: ModelSpec) -> Tensor | None:
@@ -208,28 +234,28 @@ def _block_input(spec: ModelSpec, ctx: Context, grad: bool) -> Tensor:
 
 
 def rotary_tables(spec: ModelSpec, ctx: Context) -> int:
-    """Return the bytes of cos and sin, [1, Q, rotary_dim] each, which layers share, and of
-    positions, [B, Q] where they are counted from the mask."""
+    """Return the bytes of cos and sin, which all layers share, and of positions, [B, Q] where
+    they are counted from the mask."""
     own = spec.positions_counted and ctx.training
     positions = 8 * (ctx.tokens if own else ctx.queries)
     if not spec.rope_tables:
         return positions
-    return positions + 2 * ctx.queries * spec.rotary_dim * ctx.width
+    # Two buffers of frequencies make one kind of tables.
+    return positions + table_bytes(spec, ctx) * spec.rope_tables // 2
 
 
-def attention_masks(spec: ModelSpec, ctx: Context) -> int:
-    """Return the bytes of the masks that all layers share: [B, 1, Q, K] each.
+def attention_masks(spec: ModelSpec, ctx: Context) -> dict[int | None, int]:
+    """Return the bytes of the masks that layers share, by their window: [B, 1, Q, K] each.
 
     eager adds one in the weights' dtype; sdpa is given a boolean one only where a window is
     reached (transformers/masking_utils.py, `eager_mask` and `sdpa_mask`).
     """
-    if ctx.attention == "flash_attention_2":
-        return 0
-    kinds = {layer.attention.window: layer_context(layer, ctx).keys for layer in spec.layers}
+    windows = spec.masks or tuple({layer.attention.window for layer in spec.layers})
+    # In decode a sliding layer's cache keeps a window.
+    keys = {w: min(ctx.keys, w) if w is not None and ctx.held_keys else ctx.keys for w in windows}
+    rows = ctx.batch * ctx.queries
     if ctx.attention == "eager":
-        return sum(ctx.batch * ctx.queries * keys * ctx.width for keys in kinds.values())
-    return sum(
-        ctx.batch * ctx.queries * keys
-        for window, keys in kinds.items()
-        if window is not None and keys >= window
-    )
+        return {window: rows * count * ctx.width for window, count in keys.items()}
+    if ctx.attention == "flash_attention_2":
+        return {}
+    return {w: rows * count for w, count in keys.items() if w is not None and count >= w}

@@ -6,7 +6,17 @@ from collections.abc import Callable
 
 from estimator.config_source import ModelConfig
 from estimator.errors import UnsupportedError
-from estimator.families import gemma, gpt2, gpt_neox, llama, opt
+from estimator.families import (
+    gemma,
+    glm_cohere,
+    gpt2,
+    gpt_neox,
+    llama,
+    llama_variants,
+    olmo,
+    opt,
+    phi,
+)
 from estimator.families.reader import ConfigReader
 from estimator.spec import ModelSpec
 
@@ -16,6 +26,34 @@ PARSERS: dict[str, Callable[[ConfigReader], ModelSpec]] = {
     "qwen2": llama.parse_qwen2,
     "qwen3": llama.parse_qwen3,
     "gemma": gemma.parse,
+    "gemma2": gemma.parse_gemma2,
+    "gemma3_text": gemma.parse_gemma3,
+    "vaultgemma": gemma.parse_vaultgemma,
+    "arcee": llama_variants.parse_arcee,
+    "smollm3": llama_variants.parse_smollm3,
+    "seed_oss": llama_variants.parse_seed_oss,
+    "ministral": llama_variants.parse_ministral,
+    "ministral3": llama_variants.parse_ministral3,
+    "apertus": llama_variants.parse_apertus,
+    "granite": llama_variants.parse_granite,
+    "ernie4_5": llama_variants.parse_ernie4_5,
+    "hunyuan_v1_dense": llama_variants.parse_hunyuan,
+    "helium": llama_variants.parse_helium,
+    "cwm": llama_variants.parse_cwm,
+    "exaone4": llama_variants.parse_exaone4,
+    "olmo": olmo.parse,
+    "olmo2": olmo.parse_olmo2,
+    "olmo3": olmo.parse_olmo3,
+    "phi": phi.parse,
+    "phi3": phi.parse_phi3,
+    "persimmon": phi.parse_persimmon,
+    "stablelm": phi.parse_stablelm,
+    "nemotron": phi.parse_nemotron,
+    "starcoder2": phi.parse_starcoder2,
+    "glm": glm_cohere.parse_glm,
+    "glm4": glm_cohere.parse_glm4,
+    "cohere": glm_cohere.parse_cohere,
+    "cohere2": glm_cohere.parse_cohere2,
     "gpt2": gpt2.parse,
     "gpt_bigcode": gpt2.parse_bigcode,
     "gpt_neox": gpt_neox.parse,

@@ -61,6 +61,17 @@ class ConfigReader:
             raise self.error(name, value, "a number from 0 to below 1")
         return float(value)
 
+    def number(self, name: str, default: float | None) -> float | None:
+        """Return a number other than 0, or None where the field is null (or absent, by default)."""
+        if name not in self.config:
+            return default
+        value = self.config[name]
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value == 0:
+            raise self.error(name, value, "a number other than 0, or null")
+        return float(value)
+
     def text(self, name: str, default: str) -> str:
         """Return a text field."""
         value = self.config.get(name)

@@ -1,0 +1,119 @@
+"""Formulas of rotary positions, by the code that rotates (`Attention.rotary_style`).
+
+All of them compute `x * cos + rotate_half(x) * sin` for queries and keys, and differ in dtypes, in
+who repeats cos and sin, and in what they still name at the end:
+
+- `tables`: all in the model's dtype (Llama);
+- `fp32_tables`: cos and sin in fp32, so that products are (OLMo);
+- `fp32_input`: queries and keys are copied to fp32 first (Cohere);
+- `repeated`: each layer repeats its own cos and sin, pair by pair (GLM, Helium);
+- `fp32_repeated`: the same in fp32, each factor copied to fp32 (ERNIE 4.5);
+- `held_parts`: the attention names the rotated and the other part of each head to its end (Phi).
+
+Where `rotary_dim` is given, the code splits each head in two and joins it again, even if all of it
+is rotated. Source: `apply_rotary_pos_emb` in transformers/models/*/modeling_*.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from estimator.architecture.context import Context
+from estimator.architecture.parts import add, cast, scale
+from estimator.architecture.tape import PASS, Tape, Tensor
+from estimator.spec import Attention, ModelSpec
+
+_FP32_TABLES = ("fp32_tables", "fp32_repeated")
+_REPEATED = ("repeated", "fp32_repeated")
+
+
+def table_bytes(spec: ModelSpec, ctx: Context) -> int:
+    """Return the bytes of one kind of cos and sin, [1, Q, rotated features] each."""
+    width = 4 if spec.layers[0].attention.rotary_style in _FP32_TABLES else ctx.width
+    return 2 * ctx.queries * spec.rotary_dim * width
+
+
+@dataclass(slots=True)
+class Rotated:
+    """Rotated queries and keys, and what the attention's code still names until its end."""
+
+    query: Tensor
+    key: Tensor
+    held: tuple[Tensor, ...] = ()
+
+
+def rotate_states(tape: Tape, query: Tensor, key: Tensor, spec: Attention, ctx: Context) -> Rotated:
+    """Rotate queries and keys, both of which are borrowed."""
+    tables = _repeated_tables(tape, spec, ctx)
+    if spec.rotary_dim is None:
+        turned = _turn(tape, (query, key), spec, tables)
+        tape.drop(*tables)
+        return Rotated(*turned)
+    parts = [_parts(tape, x, spec) for x in (query, key)]
+    turned = _turn(tape, (parts[0][0], parts[1][0]), spec, tables)
+    joined = []
+    for first, (_, rest) in zip(turned, parts, strict=True):
+        count = first.count + rest.count
+        joined.append(tape.op(count, first.width, (first, rest), grads=(PASS, PASS)))
+    rests = (parts[0][1], parts[1][1])
+    tape.drop(parts[0][0], parts[1][0], *tables)
+    if spec.rotary_style == "held_parts":
+        return Rotated(joined[0], joined[1], (*turned, *rests))
+    tape.drop(*turned, *rests)
+    return Rotated(joined[0], joined[1])
+
+
+def _parts(tape: Tape, x: Tensor, spec: Attention) -> tuple[Tensor, Tensor]:
+    """Views of the rotated and of the other features; a slice of all features is no slice."""
+    assert spec.rotary_dim is not None
+    count = x.count * spec.rotary_dim // spec.head_dim
+    first = tape.view(x, count, PASS if count == x.count else x.size)
+    return first, tape.view(x, x.count - count, x.size)
+
+
+def _repeated_tables(tape: Tape, spec: Attention, ctx: Context) -> tuple[Tensor, ...]:
+    if spec.rotary_style not in _REPEATED:
+        return ()
+    count = ctx.queries * (spec.rotary_dim or spec.head_dim)
+    width = 4 if spec.rotary_style in _FP32_TABLES else ctx.width
+    return tape.new(count, width), tape.new(count, width)
+
+
+def _turn(
+    tape: Tape, states: tuple[Tensor, ...], spec: Attention, tables: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    if spec.rotary_style == "fp32_input":
+        wide = tuple(cast(tape, x, 4) for x in states)
+    else:
+        wide = tuple(tape.alias(x) for x in states)
+    turned = tuple(_rotate(tape, x, spec.rotary_style, tables) for x in wide)
+    outs = tuple(cast(tape, x, given.width) for x, given in zip(turned, states, strict=True))
+    tape.drop(*turned, *wide)
+    return outs
+
+
+def _rotate(tape: Tape, x: Tensor, style: str, tables: tuple[Tensor, ...]) -> Tensor:
+    first = _times_table(tape, x, style, tables[:1])
+    negated = tape.op(x.count // 2, x.width, (x,), grads=(x.size,), temporaries=(x.size // 2,))
+    halves = tape.op(x.count, x.width, (negated, x), grads=(PASS, x.size))
+    tape.drop(negated)
+    second = _times_table(tape, halves, style, tables[1:])
+    tape.drop(halves)
+    out = add(tape, first, second)
+    tape.drop(first, second)
+    return out
+
+
+def _times_table(tape: Tape, x: Tensor, style: str, table: tuple[Tensor, ...]) -> Tensor:
+    """`x * table`; a layer's own table is saved, the one that all layers share is counted once."""
+    if style == "fp32_tables" and x.width != 4:
+        # The fp32 product of backward is cast to the input's dtype by the engine.
+        return tape.op(x.count, 4, (x,), temporaries=(4 * x.count,))
+    if style == "fp32_repeated":
+        wide = cast(tape, x, 4)
+        out = tape.op(x.count, 4, (wide,), table)
+        tape.drop(wide)
+        return out
+    if table:
+        return tape.op(x.count, x.width, (x,), table)
+    return scale(tape, x)
