@@ -1,34 +1,32 @@
 """Draws random cases over every axis that the architecture formulas support, from a seed.
 
 The same seed gives the same cases on every machine. Models are those of the catalogue whose
-type has formulas, and configurations made up for the purpose: odd widths, every split of heads,
-biases, windows, tied or not.
+type has formulas (whole, or a few of their layers), and configurations made up for the purpose:
+odd widths, every split of heads, biases, windows, tied or not.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from estimator.case import Case
-from estimator.catalogue import entries
-from estimator.families import PARSERS
+from estimator.catalogue import CatalogueEntry, entries
+from estimator.config_source import load_config
+from estimator.errors import UnsupportedError
+from estimator.families import parse_spec
+from estimator.spec import ModelSpec
 
+_MADE_UP = ("gemma", "gpt2", "llama", "mistral", "qwen2", "qwen3")
 _VOCABULARIES = (32_000, 32_001, 50_257, 100_277, 128_256, 151_936, 256_000)
 _HEAD_SIZES = (32, 64, 64, 80, 96, 100, 128, 128, 128, 192, 256)
 _ACTIVATIONS = ("silu", "silu", "gelu", "gelu_pytorch_tanh", "relu", "gelu_new")
-_TARGETS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "gpt2": (("c_attn",), ("c_attn", "c_proj"), ("c_fc",)),
-    "other": (
-        ("q_proj", "v_proj"),
-        ("q_proj", "k_proj", "v_proj", "o_proj"),
-        ("gate_proj", "up_proj", "down_proj"),
-        ("down_proj",),
-    ),
-}
+_LAYER_FIELDS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _CARDS = (None, None, None, "A100-80GB", "H100")
 
 
@@ -37,22 +35,27 @@ class Bounds:
     """The ranges that cases are drawn from; sizes are drawn evenly over their logarithms."""
 
     parameters: tuple[float, float] = (0.1e9, 70e9)
+    """Of the catalogue's models."""
+    made_up: tuple[float, float] = (0.1e9, 70e9)
+    """Parameters of made-up models, without embeddings, about."""
     batch_size: tuple[int, int] = (1, 16)
     sequence_length: tuple[int, int] = (128, 16_384)
     max_new_tokens: tuple[int, int] = (1, 512)
     layers: int = 100
-    catalogue_share: float = 0.5
+    catalogue_share: float = 0.6
+    """How many of the models are the catalogue's, cut to `layers` where they have more."""
 
 
 QUICK = Bounds(
-    parameters=(0.5e6, 40e6),
+    parameters=(0, 20e9),
+    made_up=(0.5e6, 40e6),
     batch_size=(1, 8),
     sequence_length=(32, 4_096),
     max_new_tokens=(1, 64),
     layers=3,
-    catalogue_share=0.0,
+    catalogue_share=0.4,
 )
-"""Bounds of models so small that a case is traced in a fraction of a second."""
+"""Bounds of models so shallow that a case is traced in a fraction of a second."""
 
 
 def draw_cases(seed: int, count: int, bounds: Bounds | None = None) -> Iterator[Case]:
@@ -62,11 +65,11 @@ def draw_cases(seed: int, count: int, bounds: Bounds | None = None) -> Iterator[
 
 
 def _draw(rng: random.Random, bounds: Bounds) -> Case:
-    model, config = _model(rng, bounds)
-    model_type = config["model_type"]
+    model = _model(rng, bounds)
+    spec = parse_spec(load_config(model))
     longest = bounds.sequence_length[1]
-    if model_type == "gpt2":
-        longest = min(longest, config.get("n_positions", 1024))
+    if spec.position_rows and spec.max_positions is not None:
+        longest = min(longest, spec.max_positions)
     training = rng.random() < 0.65
     dtype = rng.choice(("bfloat16", "bfloat16", "float16", "float32"))
     attentions = ["sdpa", "sdpa", "eager"]
@@ -84,15 +87,18 @@ def _draw(rng: random.Random, bounds: Bounds) -> Case:
         "attention": rng.choice(attentions),
         "gpu": rng.choice(_CARDS),
     }
-    if rng.random() < (0.4 if training else 0.15):
+    adapters = rng.random() < (0.45 if training else 0.15)
+    if adapters:
         fields["method"] = "lora"
-        fields["lora"] = _lora(rng, model_type)
+        fields["lora"] = _lora(rng, spec)
     if training:
         fields |= _training(rng)
     else:
         fields["max_new_tokens"] = min(
             _between(rng, *bounds.max_new_tokens), max(1, longest - fields["sequence_length"])
         )
+    if (adapters or not training) and rng.random() < 0.3:
+        fields |= _quantization(rng, training)
     return Case.from_dict(fields)
 
 
@@ -108,29 +114,58 @@ def _training(rng: random.Random) -> dict[str, Any]:
     return fields
 
 
-def _lora(rng: random.Random, model_type: str) -> dict[str, Any]:
-    targets = _TARGETS.get(model_type, _TARGETS["other"])
+def _quantization(rng: random.Random, training: bool) -> dict[str, Any]:
+    kind = rng.choice(("int8", "nf4", "fp4"))
+    fields: dict[str, Any] = {"quantization": kind}
+    if kind != "int8":
+        fields["double_quantization"] = rng.random() < 0.5
+    if training:
+        fields["prepare_kbit"] = rng.random() < 0.7
+    return fields
+
+
+def _lora(rng: random.Random, spec: ModelSpec) -> dict[str, Any]:
+    names = sorted({linear.name for layer in spec.layers for linear in layer.linears})
+    some = sorted(rng.sample(names, rng.randint(1, len(names))))
     return {
         "r": rng.choice((1, 4, 8, 16, 64, 256)),
         "lora_dropout": rng.choice((0.0, 0.0, 0.05, 0.1)),
-        "target_modules": rng.choice(("all-linear", "all-linear", *targets)),
+        "target_modules": rng.choice(("all-linear", some)),
     }
 
 
-def _model(rng: random.Random, bounds: Bounds) -> tuple[str | dict[str, Any], dict[str, Any]]:
-    """Return what a case names as its model, and the configuration behind it."""
+def _model(rng: random.Random, bounds: Bounds) -> str | dict[str, Any]:
+    """Return what a case names as its model."""
+    if rng.random() >= bounds.catalogue_share:
+        return _config(rng, bounds)
     low, high = bounds.parameters
-    known = [e for e in entries() if e.model_type in PARSERS and low <= e.parameters <= high]
-    if rng.random() < bounds.catalogue_share:
-        entry = rng.choice(known)
-        return entry.name, entry.config
-    config = _config(rng, bounds)
-    return config, config
+    known = [entry for entry in _with_formulas() if low <= entry.parameters <= high]
+    # First the type, so that rare ones are drawn as often as Llama.
+    model_type = rng.choice(sorted({entry.model_type for entry in known}))
+    entry = rng.choice([entry for entry in known if entry.model_type == model_type])
+    field = next((name for name in _LAYER_FIELDS if name in entry.config), None)
+    if field is None or entry.config[field] <= bounds.layers:
+        return entry.name
+    config = {**entry.config, field: bounds.layers}
+    if isinstance(config.get("layer_types"), list):
+        config["layer_types"] = config["layer_types"][: bounds.layers]
+    return config
+
+
+@cache
+def _with_formulas() -> tuple[CatalogueEntry, ...]:
+    known = []
+    for entry in entries():
+        # A known type may have settings without formulas.
+        with contextlib.suppress(UnsupportedError):
+            parse_spec(load_config(entry.name))
+            known.append(entry)
+    return tuple(known)
 
 
 def _config(rng: random.Random, bounds: Bounds) -> dict[str, Any]:
-    model_type = rng.choice(sorted(PARSERS))
-    target = math.exp(rng.uniform(*map(math.log, bounds.parameters)))
+    model_type = rng.choice(_MADE_UP)
+    target = math.exp(rng.uniform(*map(math.log, bounds.made_up)))
     # Depth grows with the cube root of the size, as it does for published models.
     layers = max(2, min(bounds.layers, round(2 * (target / 1e6) ** (1 / 3))))
     head_size = rng.choice(_HEAD_SIZES)
