@@ -53,6 +53,7 @@ def _refuse(case: Case, spec: ModelSpec) -> None:
     reasons = {
         f"mixed_precision {case.mixed_precision!r}": case.mixed_precision is not None,
         f"cache {case.cache!r}": not case.training and case.cache != "dynamic",
+        f"stack {case.stack!r}": case.stack is not None,
         "DoRA": case.lora is not None and case.lora.use_dora,
         f"activation {spec.layers[0].mlp.activation!r}": not known_activation(
             spec.layers[0].mlp.activation

@@ -1,6 +1,7 @@
 """Formulas of the optimizers: what they keep, and what a step holds for a moment.
 
-Source: torch/optim/adamw.py, adam.py and sgd.py (`_multi_tensor_*`, `_fused_adam`).
+Source: torch/optim/{adam,sgd,adagrad,rmsprop}.py (`_multi_tensor_*`, `_fused_adam`);
+bitsandbytes/optim/optimizer.py.
 """
 
 from __future__ import annotations
@@ -10,6 +11,12 @@ from dataclasses import dataclass
 from estimator.architecture.inventory import Held, held
 from estimator.case import Case
 from estimator.errors import UnsupportedError
+from estimator.units import ceil_div
+
+
+_SMALLEST_8BIT = 4096
+_SMALLEST_PAGED = 100_000
+_BLOCK_8BIT = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,37 +28,71 @@ class OptimizerMemory:
     why: str
 
 
-def optimizer_memory(case: Case, tensors: tuple[int, ...], width: int) -> OptimizerMemory:
+def optimizer_memory(
+    case: Case, tensors: tuple[int, ...], width: int, embeddings: int = 0
+) -> OptimizerMemory:
     """Return what the case's optimizer needs for the tensors that train.
 
     Args:
         tensors: elements of each tensor that trains.
-        width: bytes of an element of the parameters, hence of the states.
+        width: bytes of an element of the parameters, hence of torch's states.
+        embeddings: how many tensors, from the first, are embedding tables: Trainer registers them
+            for 32-bit states with bitsandbytes' 8-bit optimizers.
 
     Raises:
         UnsupportedError: an optimizer without a formula.
     """
+    name = case.optimizer
     copy = held(tensors, width)
     # Norms of the gradients, fp32, one a tensor, and their stack (clip_grad_norm_).
     count = len(tensors)
     norms = Held((width + 4) * count, 512 * count + 512 * 4)
-    if case.optimizer == "adamw_torch_fused":
+    if name == "adamw_torch_fused":
         # exp_avg, exp_avg_sq, and a step counter a tensor on the device.
         states = held(tensors, width, copies=2) + Held(4 * count, 512 * count)
         return OptimizerMemory(states, norms, "fused AdamW makes no temporary copies")
-    if case.optimizer == "adamw_torch":
-        return OptimizerMemory(
-            held(tensors, width, copies=2),
-            _largest(copy, norms),
-            "foreach AdamW's square roots are one more copy of the parameters",
-        )
-    if case.optimizer == "sgd":
+    if name == "adamw_torch":
+        why = "foreach AdamW's square roots are one more copy of the parameters"
+        return OptimizerMemory(held(tensors, width, copies=2), _largest(copy, norms), why)
+    if name == "sgd":
         states = copy if case.momentum else Held()
         return OptimizerMemory(states, norms, "foreach SGD works in place")
+    if name == "adagrad":
+        why = "foreach Adagrad's square roots and steps are two more copies of the parameters"
+        return OptimizerMemory(copy, copy + copy, why)
+    if name == "rmsprop":
+        states = held(tensors, width, copies=2 if case.momentum else 1)
+        why = "foreach RMSprop's square roots are one more copy of the parameters"
+        return OptimizerMemory(states, _largest(copy, norms), why)
+    if "adamw" in name or "lion" in name:
+        states = _bitsandbytes_states(name, tensors, embeddings)
+        return OptimizerMemory(states, norms, "bitsandbytes updates in place")
     raise UnsupportedError(
-        f"the architecture formulas do not know optimizer {case.optimizer!r} yet: "
-        "use gpumem trace, or adamw_torch_fused, adamw_torch or sgd"
+        f"the architecture formulas do not know optimizer {name!r} yet: "
+        "use gpumem trace, or adamw_torch_fused, adamw_bnb_8bit or sgd"
     )
+
+
+def _bitsandbytes_states(name: str, tensors: tuple[int, ...], embeddings: int) -> Held:
+    """Two states a tensor (Lion one): a byte an element and an fp32 scale a block of 256 elements.
+
+    fp32 in the 32-bit optimizers, for tensors below 4096 elements, and for embeddings. Paged ones
+    put states of 100 000 elements or more in managed memory, which PyTorch does not count.
+    Source: bitsandbytes/optim/optimizer.py (`init_state`, `get_state_buffer`).
+    """
+    states = 1 if "lion" in name else 2
+    paged = "paged" in name
+    sizes: list[int] = []
+    if "8bit" in name:
+        # The two tables of 256 values, shared by all tensors.
+        sizes += [1024] * 2
+    for index, count in enumerate(tensors):
+        eight = "8bit" in name and count >= _SMALLEST_8BIT and index >= embeddings
+        if not (paged and count >= _SMALLEST_PAGED):
+            sizes += [count if eight else 4 * count] * states
+        if eight:
+            sizes += [4 * ceil_div(count, _BLOCK_8BIT)] * states
+    return held(sizes, 1)
 
 
 def _largest(first: Held, second: Held) -> Held:

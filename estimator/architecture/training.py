@@ -37,7 +37,8 @@ def play_training(case: Case, spec: ModelSpec, items: Inventory) -> Run:
     ctx = training_context(case)
     run = Run()
     tensors, width = trainable(case, items)
-    optimizer = optimizer_memory(case, tensors, width)
+    embeddings = 0 if case.lora else (2 if spec.position_rows else 1)
+    optimizer = optimizer_memory(case, tensors, width, embeddings)
     gradients = held(tensors[::-1], width)
     accumulates = case.gradient_accumulation_steps > 1
     base = weights(case, items)
