@@ -6,6 +6,7 @@ kernel driver's files), so that the process that starts workers stays small and 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ from profiler.nvml import Device, read_device
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 
 _EQUAL_ALWAYS = ("torch", "transformers", "peft", "bitsandbytes")
+_TRACING_MODULES = ("build", "loops", "optimizers", "quantize", "stacks")
 _EQUAL_MEASURED = ("gpu", "cuda", "allocator", "cublas_workspace")
 
 
@@ -29,8 +31,9 @@ class Environment(BaseModel):
     """What a record was made with; `environment_id` is equal where records may be compared.
 
     For a measured record the id covers the GPU's name, torch, CUDA, transformers, peft,
-    bitsandbytes and the allocator's settings; for a traced one the libraries' versions only,
-    because a trace needs no GPU. Unknown is None. No host name is kept.
+    bitsandbytes and the allocator's settings; for a traced one the libraries' versions and
+    `tracer`, a hash of the code that traces, because a trace needs no GPU but is only as good as
+    that code. Unknown is None. No host name is kept.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -50,6 +53,7 @@ class Environment(BaseModel):
     platform: str
     allocator: str | None = None
     cublas_workspace: str | None = None
+    tracer: str | None = None
 
 
 def collect_environment(source: str = "cuda") -> Environment:
@@ -70,14 +74,28 @@ def collect_environment(source: str = "cuda") -> Environment:
             "allocator": _allocator_settings(),
             "cublas_workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
         }
-    elif values["torch"] is not None:
-        values["torch"] = values["torch"].partition("+")[0]
+    else:
+        values["tracer"] = _tracer_hash()
+        if values["torch"] is not None:
+            values["torch"] = values["torch"].partition("+")[0]
     return Environment(
         environment_id=_identify(source, values),
         python=platform.python_version(),
         platform=f"{platform.system()}-{platform.machine()}",
         **values,
     )
+
+
+@functools.cache
+def _tracer_hash() -> str:
+    """Return twelve hex digits of the sources by which a trace is made."""
+    package = Path(__file__).parent
+    sources = [package / f"{name}.py" for name in _TRACING_MODULES]
+    sources += sorted((package / "trace").glob("*.py"))
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def library_version(name: str) -> str | None:
@@ -146,7 +164,7 @@ def _cudnn_version() -> str | None:
 
 
 def _identify(source: str, values: dict[str, Any]) -> str:
-    names = _EQUAL_ALWAYS + (_EQUAL_MEASURED if source == "cuda" else ())
+    names = _EQUAL_ALWAYS + (_EQUAL_MEASURED if source == "cuda" else ("tracer",))
     equal = {name: values.get(name) for name in names}
     text = json.dumps([source, equal], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
