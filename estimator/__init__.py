@@ -3,7 +3,7 @@
 >>> from estimator import Case, estimate
 >>> report = estimate(Case.from_dict({"model": "Llama-3.2-1B", "task": "training"}))
 >>> report.peak.phase
-'optimizer_step'
+'backward'
 """
 
 from estimator.case import Case
