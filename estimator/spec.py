@@ -21,6 +21,8 @@ class Linear:
     inputs: int
     outputs: int
     bias: bool = False
+    adaptable: bool = True
+    """Whether an adapter may sit on it: not where peft takes its name for stacked experts."""
 
     @property
     def weight_count(self) -> int:
@@ -135,14 +137,80 @@ class Mlp:
     fused_gate: bool = False
 
     @property
-    def activation_parameters(self) -> tuple[int, ...]:
-        """Elements of each parameter of the activation function (xIELU's two)."""
+    def parameters_apart(self) -> tuple[int, ...]:
+        """Elements of each parameter that is no linear's: of the activation (xIELU's two)."""
         return (1, 1) if self.activation == "xielu" else ()
 
     @property
     def linears(self) -> tuple[Linear, ...]:
         """Its linears in the order in which they run."""
         return tuple(linear for linear in (self.gate, self.up, self.down) if linear is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Moe:
+    """A mixture of experts: `active` of `experts` gated MLPs of `width` features for each token.
+
+    All experts of a layer are two stacked parameters (transformers 5), and the router is a
+    parameter: [experts, hidden], [experts, 2 * width, hidden], [experts, hidden, width].
+    """
+
+    hidden: int
+    width: int
+    experts: int
+    active: int
+    activation: str
+    normed: bool = False
+    """Whether the chosen scores are divided by their sum."""
+    scores_fp32: bool = False
+    """Whether the scores stay in fp32 (Mixtral), and with them the weighted outputs."""
+    shared: Mlp | None = None
+    """An expert that sees all tokens."""
+    shared_first: bool = False
+    """Whether the shared expert runs before the router (Qwen2-MoE), or after the experts."""
+    shared_gate: Linear | None = None
+    adapter_names: tuple[str, ...] = ()
+    """Module names that peft takes for the router, the gates, the ups and the downs of stacked
+    experts; empty where it adapts none of them (peft/utils/transformers_weight_conversion.py)."""
+
+    @property
+    def up_features(self) -> int:
+        """Features that the gate's and up's product has."""
+        return 2 * self.width
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        """Its linears in the order in which they run."""
+        shared = self.shared.linears if self.shared is not None else ()
+        return (*shared, *((self.shared_gate,) if self.shared_gate is not None else ()))
+
+    @property
+    def parameters_apart(self) -> tuple[int, ...]:
+        """Elements of each parameter that is no linear's."""
+        return tuple(self.stacked(name) for name in ("router", "gate_up", "down"))
+
+    def stacked(self, name: str) -> int:
+        """Return the elements of `router`, `gate_up` or `down`."""
+        inner = {"router": 1, "gate_up": self.up_features, "down": self.width}[name]
+        return self.experts * inner * self.hidden
+
+    def adapted(self, targets: str | tuple[str, ...]) -> tuple[str, ...]:
+        """Return which of `router`, `gate_up` and `down` carry adapters for target modules."""
+        if not self.adapter_names:
+            return ()
+        router, gate, up, down = self.adapter_names
+        needs = {"router": (router,), "gate_up": (gate, up), "down": (down,)}
+        if targets == "all-linear":
+            return tuple(needs)
+        return tuple(name for name, parts in needs.items() if set(parts) <= set(targets))
+
+    def adapter_counts(self, name: str, r: int) -> tuple[int, int]:
+        """Return the elements of A and B; the gates and ups share an adapter of twice the rank."""
+        if name == "router":
+            return r * self.hidden, self.experts * r
+        rank = self.experts * r * (2 if name == "gate_up" else 1)
+        inner = self.up_features if name == "gate_up" else self.width
+        return rank * self.hidden, rank * inner
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +231,7 @@ class Layer:
     input_norm: Norm | None
     attention: Attention
     post_norm: Norm | None
-    mlp: Mlp
+    mlp: Mlp | Moe
     dropout: float = 0.0
     holds_attended: bool = False
     attention_out_norm: Norm | None = None
@@ -244,7 +312,7 @@ class ModelSpec:
                     yield linear.outputs
             for norm in layer.norms:
                 yield from norm.shapes
-            yield from layer.mlp.activation_parameters
+            yield from layer.mlp.parameters_apart
         yield from self.final_norm.shapes
         if not self.tied:
             yield self.head.weight_count

@@ -51,13 +51,18 @@ class Context:
         return self.batch * self.queries
 
     @property
+    def decoding(self) -> bool:
+        """Whether this is a step after the prefill: generate then runs experts differently."""
+        return self.cached and self.queries < self.keys
+
+    @property
     def adapter_width(self) -> int:
         """Bytes of an adapter's element: peft makes them fp32 on a half-precision base."""
         return 4
 
     def targets(self, linear: Linear, last_layer_name: str = "lm_head") -> bool:
         """Whether an adapter sits on a linear; `all-linear` leaves out the output layer."""
-        if self.lora is None or linear.name == last_layer_name:
+        if self.lora is None or linear.name == last_layer_name or not linear.adaptable:
             return False
         names = self.lora.target_modules
         return names == "all-linear" or linear.name in names

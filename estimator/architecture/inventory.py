@@ -18,7 +18,7 @@ from estimator.allocator import (
 from estimator.architecture.context import WIDTHS, prepared
 from estimator.architecture.quantized import quantized_blocks
 from estimator.case import Case, Lora
-from estimator.spec import Layer, Linear, ModelSpec
+from estimator.spec import Layer, Linear, ModelSpec, Moe
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,12 @@ def inventory(spec: ModelSpec, lora: Lora | None) -> Inventory:
 
 def adapter_tensors(layer: Layer, lora: Lora) -> Iterator[int]:
     """Yield the elements of each adapter matrix of a layer: A [r, in] and B [out, r]."""
+    if isinstance(layer.mlp, Moe):
+        for name in layer.mlp.adapted(lora.target_modules):
+            yield from layer.mlp.adapter_counts(name, lora.r)
     for linear in layer.linears:
+        if not linear.adaptable:
+            continue
         if lora.target_modules == "all-linear" or linear.name in lora.target_modules:
             yield lora.r * linear.inputs
             yield linear.outputs * lora.r

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from estimator.architecture import inlined, split
 from estimator.architecture.attentions import self_attention
 from estimator.architecture.context import Context
-from estimator.architecture.feed_forward import mlp
+from estimator.architecture.moe import feed_forward
 from estimator.architecture.norms import norm
 from estimator.architecture.parts import add, capped, cast, dropout, operands, parameter, scale
 from estimator.architecture.tape import PASS, Tape, Tensor
@@ -40,7 +40,7 @@ def decoder_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
         tape.drop(attended)
     before = normed
     normed = _normed(tape, h, spec.post_norm, ctx)
-    fed = mlp(tape, normed, spec.mlp, ctx)
+    fed = feed_forward(tape, normed, spec.mlp, ctx)
     fed = _residual_dropout(tape, fed, spec, ctx)
     tape.drop(normed)
     fed = _out_normed(tape, fed, spec.mlp_out_norm, ctx)
@@ -63,7 +63,7 @@ def _parallel_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
     normed = _normed(tape, x, spec.input_norm, ctx)
     attended, probabilities = self_attention(tape, normed, spec.attention, ctx)
     attended = _attended(tape, attended, spec, ctx)
-    fed = mlp(tape, normed, spec.mlp, ctx)
+    fed = feed_forward(tape, normed, spec.mlp, ctx)
     fed = _residual_dropout(tape, fed, spec, ctx)
     both = add(tape, x, attended)
     out = add(tape, both, fed)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from estimator.architecture.attention import attend, grow_cache
 from estimator.architecture.context import Context
-from estimator.architecture.feed_forward import mlp
+from estimator.architecture.moe import feed_forward
 from estimator.architecture.norms import norm
 from estimator.architecture.parts import add, dropout, linear
 from estimator.architecture.rotary import rotate_states
@@ -51,7 +51,7 @@ def parallel_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
     tape.drop(normed)
     attended = _dropped(tape, attended, spec, ctx)
     normed = norm(tape, x, spec.post_norm, ctx)
-    fed = mlp(tape, normed, spec.mlp, ctx)
+    fed = feed_forward(tape, normed, spec.mlp, ctx)
     tape.drop(normed)
     fed = _dropped(tape, fed, spec, ctx)
     both = add(tape, fed, attended)

@@ -13,6 +13,7 @@ from estimator.families import (
     gpt_neox,
     llama,
     llama_variants,
+    moe,
     olmo,
     opt,
     phi,
@@ -57,6 +58,9 @@ PARSERS: dict[str, Callable[[ConfigReader], ModelSpec]] = {
     "gpt2": gpt2.parse,
     "gpt_bigcode": gpt2.parse_bigcode,
     "gpt_neox": gpt_neox.parse,
+    "mixtral": moe.parse_mixtral,
+    "qwen2_moe": moe.parse_qwen2_moe,
+    "qwen3_moe": moe.parse_qwen3_moe,
     "opt": opt.parse_opt,
     "biogpt": opt.parse_biogpt,
 }

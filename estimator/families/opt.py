@@ -5,7 +5,6 @@ Source: transformers/models/{opt,biogpt}/modeling_*.py and configuration_*.py.
 
 from __future__ import annotations
 
-from estimator.errors import UnsupportedError
 from estimator.families.reader import MAX_LAYERS, ConfigReader
 from estimator.spec import Attention, Layer, Linear, Mlp, ModelSpec, Norm
 
@@ -18,13 +17,13 @@ def parse_opt(reader: ConfigReader) -> ModelSpec:
     hidden = reader.size("hidden_size", default=768)
     vocab = reader.size("vocab_size", default=50272)
     if reader.size("word_embed_proj_dim", default=hidden) != hidden:
-        raise _unsupported(reader, "word_embed_proj_dim other than hidden_size")
+        raise reader.unsupported("word_embed_proj_dim other than hidden_size")
     if not reader.flag("do_layer_norm_before", True):
-        raise _unsupported(reader, "do_layer_norm_before false")
+        raise reader.unsupported("do_layer_norm_before false")
     if not reader.flag("layer_norm_elementwise_affine", True):
-        raise _unsupported(reader, "layer_norm_elementwise_affine false")
+        raise reader.unsupported("layer_norm_elementwise_affine false")
     if reader.flag("_remove_final_layer_norm", False):
-        raise _unsupported(reader, "_remove_final_layer_norm")
+        raise reader.unsupported("_remove_final_layer_norm")
     bias = reader.flag("enable_bias", True)
     layer = _layer(
         reader,
@@ -60,7 +59,7 @@ def parse_biogpt(reader: ConfigReader) -> ModelSpec:
     hidden = reader.size("hidden_size", default=1024)
     vocab = reader.size("vocab_size", default=42384)
     if reader.fraction("activation_dropout", 0.0):
-        raise _unsupported(reader, "activation_dropout")
+        raise reader.unsupported("activation_dropout")
     dropout = reader.fraction("hidden_dropout_prob", 0.1)
     layer = _layer(
         reader,
@@ -104,7 +103,7 @@ def _layer(
     multiplied: bool,
 ) -> Layer:
     if reader.fraction("layerdrop", 0.0):
-        raise _unsupported(reader, "layerdrop")
+        raise reader.unsupported("layerdrop")
     norm = Norm("layer", hidden)
     attention = Attention(
         heads=heads,
@@ -127,10 +126,3 @@ def _layer(
         activation=activation,
     )
     return Layer(norm, attention, norm, mlp, dropout=dropout, recipe="inlined")
-
-
-def _unsupported(reader: ConfigReader, what: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"the architecture formulas do not know {what} of {reader.name} yet: use gpumem trace, "
-        "which runs transformers' own code, or --formulas article"
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from estimator.config_source import ModelConfig
-from estimator.errors import ModelError, show_value
+from estimator.errors import ModelError, UnsupportedError, show_value
 
 MAX_SIZE = 2**31 - 1
 MAX_LAYERS = 10_000
@@ -81,9 +81,11 @@ class ConfigReader:
             raise self.error(name, value, "a text")
         return value
 
-    def heads(self, default_kv: int | None = None) -> tuple[int, int]:
+    def heads(
+        self, default_kv: int | None = None, default_heads: int | None = None
+    ) -> tuple[int, int]:
         """Return query heads and key/value heads, which have to divide."""
-        heads = self.size("num_attention_heads", "n_head")
+        heads = self.size("num_attention_heads", "n_head", default=default_heads)
         kv_heads = self.size("num_key_value_heads", default=default_kv or heads)
         if heads % kv_heads:
             raise ModelError(
@@ -129,6 +131,22 @@ class ConfigReader:
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
             raise self.error(name, share, "a number above 0, at most 1")
         return int(head_dim * share)
+
+    def indices(self, name: str) -> tuple[int, ...]:
+        """Return a list of layer numbers, empty where the field is absent or null."""
+        value = self.config.get(name)
+        if value is None:
+            return ()
+        if not isinstance(value, list) or not all(type(item) is int for item in value):
+            raise self.error(name, value, "a list of layer numbers")
+        return tuple(value)
+
+    def unsupported(self, what: str) -> UnsupportedError:
+        """Return the error for a setting without a formula."""
+        return UnsupportedError(
+            f"the architecture formulas do not know {what} of {self.name} yet: use gpumem trace, "
+            "which runs transformers' own code, or --formulas article"
+        )
 
     def layer_types(self, count: int) -> list[str] | None:
         """Return `layer_types` where it is given: one name a layer."""

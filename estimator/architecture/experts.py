@@ -1,0 +1,136 @@
+"""Formulas of a mixture's experts, whose weights are stacked: one tensor for all of a layer.
+
+S = T * k pairs of tokens and experts are sorted by expert, go through two grouped matrix products
+and are added up again; which expert gets how many of them changes no tensor's size. Decoding
+gathers the chosen experts' weights instead, a copy a pair.
+
+Source: transformers/integrations/moe.py (`grouped_mm_experts_forward`,
+`batched_mm_experts_forward`); GenerationMixin._optimize_model_for_decode.
+"""
+
+from __future__ import annotations
+
+from estimator.architecture.context import Context
+from estimator.architecture.expert_adapters import stacked_weight
+from estimator.architecture.parts import activation, cast
+from estimator.architecture.tape import Tape, Tensor
+from estimator.spec import Moe
+
+
+def experts(tape: Tape, x: Tensor, scores: Tensor, spec: Moe, ctx: Context) -> Tensor:
+    """Return the weighted sum of the chosen experts' outputs, [T, hidden].
+
+    Args:
+        x: [T, hidden], borrowed.
+        scores: [T, k] in fp32 or in x's dtype, borrowed.
+    """
+    if ctx.decoding:
+        return _batched(tape, x, scores, spec, ctx)
+    return _grouped(tape, x, scores, spec, ctx)
+
+
+def _grouped(tape: Tape, x: Tensor, scores: Tensor, spec: Moe, ctx: Context) -> Tensor:
+    pairs = ctx.tokens * spec.active
+    by_expert, order = tape.new(pairs, 8), tape.new(pairs, 8)
+    tokens = tape.new(pairs, 8)
+    selected = _gather(tape, x, pairs * spec.hidden, tokens)
+    own_scores = _gather(tape, scores, pairs, order)
+    counts = [tape.new(pairs, 4), tape.new(spec.experts, 4), tape.new(spec.experts, 4)]
+    mask = tape.new(pairs, 1)
+    # Rows without an expert are set to zero in place.
+    filled = tape.view(selected, selected.count, selected.size)
+    tape.drop(tokens, selected)
+    first = stacked_weight(tape, spec, "gate_up", ctx)
+    inner = _product(tape, filled, first, pairs * spec.up_features)
+    inner = _masked(tape, inner, mask)
+    hidden = _activated(tape, inner, spec)
+    tape.drop(inner)
+    second = stacked_weight(tape, spec, "down", ctx)
+    out = _product(tape, hidden, second, pairs * spec.hidden)
+    tape.drop(hidden)
+    out = _masked(tape, out, mask)
+    weighted = _weighted(tape, out, own_scores)
+    back = tape.new(pairs, 8)
+    numbers = tape.new(pairs, 8)
+    tape.drop(numbers)
+    restored = _gather(tape, weighted, weighted.count, back)
+    tape.drop(weighted)
+    result = _summed(tape, restored, x, ctx, spec)
+    tape.drop(by_expert, order, filled, own_scores, *counts, mask, first, second, out, back)
+    tape.drop(restored)
+    return result
+
+
+def _batched(tape: Tape, x: Tensor, scores: Tensor, spec: Moe, ctx: Context) -> Tensor:
+    """The chosen experts' weights are copied for each pair: [S, 2 I, hidden], then [S, hidden, I].
+
+    The second copy is made while the first is still named.
+    """
+    pairs = ctx.tokens * spec.active
+    selected = tape.new(pairs * spec.hidden, x.width)
+    ids = tape.new(pairs, 8)
+    weights = [stacked_weight(tape, spec, name, ctx) for name in ("gate_up", "down")]
+    first = tape.new(pairs * spec.up_features * spec.hidden, x.width)
+    inner = tape.new(pairs * spec.up_features, x.width)
+    hidden = _activated(tape, inner, spec)
+    tape.drop(inner)
+    second = tape.new(pairs * spec.width * spec.hidden, x.width)
+    tape.drop(first)
+    out = tape.new(pairs * spec.hidden, x.width)
+    tape.drop(hidden)
+    weighted = _weighted(tape, out, scores)
+    result = _summed(tape, weighted, x, ctx, spec)
+    tape.drop(selected, ids, second, out, weighted, *weights)
+    return result
+
+
+def _gather(tape: Tape, x: Tensor, count: int, index: Tensor) -> Tensor:
+    """`x[index]`: backward adds into zeros of x's size, with the indices sorted first.
+
+    Source: aten/src/ATen/native/cuda/Indexing.cu, `index_put_with_sort_kernel`.
+    """
+    return tape.op(count, x.width, (x,), (index,), grads=(x.size,))
+
+
+def _product(tape: Tape, x: Tensor, weight: Tensor, count: int) -> Tensor:
+    """A grouped product; its gradient for the weights has the size of all experts."""
+    saves = tuple(t for t, other in ((x, weight), (weight, x)) if other.grad)
+    return tape.op(count, x.width, (weight, x), saves)
+
+
+def _masked(tape: Tape, x: Tensor, mask: Tensor) -> Tensor:
+    """masked_fill: a copy."""
+    out = tape.op(x.count, x.width, (x,), (mask,))
+    tape.drop(x)
+    return out
+
+
+def _activated(tape: Tape, inner: Tensor, spec: Moe) -> Tensor:
+    """act(gate) * up, of the two halves of one tensor."""
+    half = inner.count // 2
+    gate, up = tape.split(inner, (half, half), inner.size)
+    activated = activation(tape, gate, spec.activation)
+    saves = (activated, up)
+    out = tape.op(half, inner.width, (up, activated), saves)
+    tape.drop(activated, gate, up)
+    return out
+
+
+def _weighted(tape: Tape, x: Tensor, scores: Tensor) -> Tensor:
+    """`x * scores`, one number a row: in fp32 where the scores are.
+
+    Backward makes both products in full before it sums the scores' and casts x's.
+    """
+    width = max(x.width, scores.width)
+    full = x.count * width
+    temporaries = (full,) * ((1 if scores.grad else 0) + (1 if width != x.width else 0))
+    saves = tuple(t for t, other in ((x, scores), (scores, x)) if other.grad)
+    return tape.op(x.count, width, (scores, x), saves, temporaries=temporaries)
+
+
+def _summed(tape: Tape, weighted: Tensor, x: Tensor, ctx: Context, spec: Moe) -> Tensor:
+    """Sum over each token's k rows, and cast to x's dtype."""
+    total = tape.op(ctx.tokens * spec.hidden, weighted.width, (weighted,))
+    out = cast(tape, total, x.width)
+    tape.drop(total)
+    return out
