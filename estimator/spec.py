@@ -38,7 +38,8 @@ class Norm:
 
     - `rms`: in fp32, scaled after the cast back (Llama);
     - `rms_fp32_scale`: scaled in fp32 by 1 + weight (Gemma);
-    - `rms_scaled_before_cast`: scaled in fp32 by the weight (OLMo 2, Helium);
+    - `rms_scaled_before_cast`: scaled in fp32 by the weight (OLMo 2); `rms_fp32_weight` by a copy
+      of it in fp32 (Helium);
     - `centered`: mean and variance in fp32 without a kernel of its own (Cohere);
     - `layer`: torch's LayerNorm with bias; `layer_plus_one` scales by 1 + weight (Nemotron);
     - `layer_no_bias`: without bias; `layer_fp32`: in fp32, without parameters (OLMo).
@@ -160,6 +161,9 @@ class Moe:
     experts: int
     active: int
     activation: str
+    router: str = "softmax"
+    """How experts are chosen: `softmax` over all, then the best (Mixtral), or `top_softmax` over
+    the best (Granite)."""
     normed: bool = False
     """Whether the chosen scores are divided by their sum."""
     scores_fp32: bool = False

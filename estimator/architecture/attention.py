@@ -131,7 +131,8 @@ def _views(
     parts whose gradients are joined (GPT-2).
     """
     if not spec.rotary:
-        return tape.split(fused, (fused.count // 3,) * 3, fused.size)
+        query, key, value = tape.split(fused, (fused.count // 3,) * 3, fused.size)
+        return query, key, value
     rows = ctx.tokens * spec.head_dim
     query = tape.view(fused, rows * spec.heads, fused.size)
     key = tape.view(fused, rows * spec.kv_heads, fused.size)

@@ -66,7 +66,7 @@ def _forward(run: Run, spec: ModelSpec, ctx: Context) -> None:
     assert hidden.storage is not None
     also_held = Held() if held else Held(hidden.storage.requested, hidden.storage.allocated)
     run.change("temporaries", also_held.allocated_bytes, also_held.requested_bytes)
-    shared = rotary_tables(spec, ctx) - positions + sum(attention_masks(spec, ctx).values())
+    shared = rotary_tables(spec, ctx) + sum(attention_masks(spec, ctx).values())
     run.change("temporaries", shared)
     passes: dict[Layer, Pass] = {}
     for layer in spec.layers:

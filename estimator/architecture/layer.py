@@ -30,7 +30,7 @@ def decoder_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
         return LAYERS[spec.recipe](tape, x, spec, ctx)
     if spec.parallel:
         return _parallel_layer(tape, x, spec, ctx)
-    normed = _normed(tape, x, spec.input_norm, ctx)
+    normed = norm(tape, x, spec.input_norm, ctx)
     attended, probabilities = self_attention(tape, normed, spec.attention, ctx)
     if not spec.holds_attended_input:
         tape.drop(normed)
@@ -39,7 +39,7 @@ def decoder_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
     if not spec.holds_attended:
         tape.drop(attended)
     before = normed
-    normed = _normed(tape, h, spec.post_norm, ctx)
+    normed = norm(tape, h, spec.post_norm, ctx)
     fed = feed_forward(tape, normed, spec.mlp, ctx)
     fed = _residual_dropout(tape, fed, spec, ctx)
     tape.drop(normed)
@@ -60,7 +60,7 @@ def _parallel_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
 
     Source: `PhiDecoderLayer.forward`, `CohereDecoderLayer.forward`.
     """
-    normed = _normed(tape, x, spec.input_norm, ctx)
+    normed = norm(tape, x, spec.input_norm, ctx)
     attended, probabilities = self_attention(tape, normed, spec.attention, ctx)
     attended = _attended(tape, attended, spec, ctx)
     fed = feed_forward(tape, normed, spec.mlp, ctx)
@@ -69,10 +69,6 @@ def _parallel_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
     out = add(tape, both, fed)
     tape.drop(both, fed, attended, normed, probabilities)
     return out
-
-
-def _normed(tape: Tape, x: Tensor, spec: Norm | None, ctx: Context) -> Tensor:
-    return tape.alias(x) if spec is None else norm(tape, x, spec, ctx)
 
 
 def _attended(tape: Tape, attended: Tensor, spec: Layer, ctx: Context) -> Tensor:
@@ -84,8 +80,6 @@ def _attended(tape: Tape, attended: Tensor, spec: Layer, ctx: Context) -> Tensor
 
 
 def _out_normed(tape: Tape, x: Tensor, spec: Norm | None, ctx: Context) -> Tensor:
-    if spec is None:
-        return x
     out = norm(tape, x, spec, ctx)
     tape.drop(x)
     return out

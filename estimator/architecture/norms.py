@@ -12,8 +12,10 @@ from estimator.architecture.tape import NEW, PASS, Tape, Tensor
 from estimator.spec import Norm
 
 
-def norm(tape: Tape, x: Tensor, spec: Norm, ctx: Context) -> Tensor:
-    """Normalize the last dimension of `x` ([rows, spec.size] elements)."""
+def norm(tape: Tape, x: Tensor, spec: Norm | None, ctx: Context) -> Tensor:
+    """Normalize the last dimension of `x` ([rows, spec.size] elements); without a norm, `x`."""
+    if spec is None:
+        return tape.alias(x)
     if spec.kind.startswith("layer"):
         return _layer_norm(tape, x, spec, ctx)
     if spec.kind == "centered":
@@ -28,7 +30,7 @@ def norm(tape: Tape, x: Tensor, spec: Norm, ctx: Context) -> Tensor:
     # The product's gradient for rstd is a full product before it is summed.
     normed = _times_rows(tape, x32, rstd)
     tape.drop(x32)
-    if spec.kind == "rms_scaled_before_cast":
+    if spec.kind in ("rms_scaled_before_cast", "rms_fp32_weight"):
         out = _scaled_before_cast(tape, x, normed, spec, ctx)
     else:
         back = cast(tape, normed, x.width)
@@ -81,9 +83,12 @@ def _scaled_before_cast(tape: Tape, x: Tensor, normed: Tensor, spec: Norm, ctx: 
 
     Source: transformers/models/olmo2/modeling_olmo2.py, `Olmo2RMSNorm.forward`.
     """
-    scaled = _times_weight(tape, normed, parameter(spec.size, x.width, ctx.full))
+    weight = parameter(spec.size, x.width, ctx.full)
+    if spec.kind == "rms_fp32_weight":
+        weight = cast(tape, weight, 4)
+    scaled = _times_weight(tape, normed, weight)
     out = cast(tape, scaled, x.width)
-    tape.drop(scaled)
+    tape.drop(scaled, weight)
     return out
 
 

@@ -33,6 +33,11 @@ def table_bytes(spec: ModelSpec, ctx: Context) -> int:
     return 2 * ctx.queries * spec.rotary_dim * width
 
 
+def tables_saved(spec: ModelSpec) -> bool:
+    """Whether layers save the shared tables for backward, and not repeated ones of their own."""
+    return spec.layers[0].attention.rotary_style not in _REPEATED
+
+
 @dataclass(slots=True)
 class Rotated:
     """Rotated queries and keys, and what the attention's code still names until its end."""
@@ -48,7 +53,7 @@ def rotate_states(tape: Tape, query: Tensor, key: Tensor, spec: Attention, ctx: 
     if spec.rotary_dim is None:
         turned = _turn(tape, (query, key), spec, tables)
         tape.drop(*tables)
-        return Rotated(*turned)
+        return Rotated(turned[0], turned[1])
     parts = [_parts(tape, x, spec) for x in (query, key)]
     turned = _turn(tape, (parts[0][0], parts[1][0]), spec, tables)
     joined = []

@@ -11,7 +11,7 @@ from estimator.architecture import layer as blocks
 from estimator.architecture.context import Context, training_context
 from estimator.architecture.inventory import Held, Inventory, held, trainable, weights
 from estimator.architecture.optimizer import optimizer_memory
-from estimator.architecture.rotary import table_bytes
+from estimator.architecture.rotary import table_bytes, tables_saved
 from estimator.architecture.run import Pass, Run
 from estimator.architecture.tape import Storage, Tape, Tensor
 from estimator.case import Case
@@ -75,12 +75,16 @@ def _forward_and_backward(
     assert hidden.storage is not None
     hidden.storage.saved = hidden.storage.saved or keeps
     run.play(Pass.of(embedding.take_events(), "embeddings"))
-    shared = rotary_tables(spec, ctx)
+    tables, positions = rotary_tables(spec, ctx), position_bytes(spec, ctx)
+    shared = tables if ctx.checkpointing or tables_saved(spec) else 0
+    # Checkpointing keeps every argument of a layer, and a learned table the indices as they are.
+    learned = spec.position_rows and ctx.full and not spec.position_offset
+    shared += positions if ctx.checkpointing or learned else 0
     run.change("activations", shared)
     masks = attention_masks(spec, ctx)
     kept = _kept_masks(masks, spec, ctx)
     run.change("activations", sum(kept.values()))
-    passing = sum(masks.values()) - sum(kept.values())
+    passing = tables + positions - shared + sum(masks.values()) - sum(kept.values())
     run.change("temporaries", passing)
     # The model's forward holds the first layer's input to its end, whoever else lets go of it.
     also_held = (
@@ -235,14 +239,15 @@ def _block_input(spec: ModelSpec, ctx: Context, grad: bool) -> Tensor:
 
 
 def rotary_tables(spec: ModelSpec, ctx: Context) -> int:
-    """Return the bytes of cos and sin, which all layers share, and of positions, [B, Q] where
-    they are counted from the mask."""
-    own = spec.positions_counted and ctx.training
-    positions = 8 * (ctx.tokens if own else ctx.queries)
-    if not spec.rope_tables:
-        return positions
+    """Return the bytes of cos and sin, which all layers share."""
     # Two buffers of frequencies make one kind of tables.
-    return positions + table_bytes(spec, ctx) * spec.rope_tables // 2
+    return table_bytes(spec, ctx) * spec.rope_tables // 2
+
+
+def position_bytes(spec: ModelSpec, ctx: Context) -> int:
+    """Return the bytes of positions: [1, Q], or [B, Q] where they are counted from the mask."""
+    own = spec.positions_counted and ctx.training
+    return 8 * (ctx.tokens if own else ctx.queries)
 
 
 def attention_masks(spec: ModelSpec, ctx: Context) -> dict[int | None, int]:

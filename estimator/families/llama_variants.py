@@ -174,7 +174,7 @@ def parse_helium(reader: ConfigReader) -> ModelSpec:
             f"num_attention_heads {sizes.heads} has to be hidden_size {sizes.hidden}"
         )
     bias, mlp_bias = _biases(reader)
-    norm = Norm("rms_scaled_before_cast", sizes.hidden)
+    norm = Norm("rms_fp32_weight", sizes.hidden)
     mlp = gated_mlp(sizes, reader.text("hidden_act", "silu"), mlp_bias)
     layer = Layer(norm, attention(reader, sizes, bias, rotary_style="repeated"), norm, mlp)
     return model(reader, sizes, (layer,) * sizes.count, norm, tied=False)
