@@ -153,6 +153,8 @@ def _build_random(case: Case, device: Any, dtype: Any) -> Any:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise ModelError(f"transformers cannot build {case.model_name}: {_line(error)}") from error
+    # A few classes name the CPU for a parameter; whoever loads a model moves them all.
+    model.to("meta")
     # Tying is part of the initialization that was left out.
     model.tie_weights()
     if case.quantization:

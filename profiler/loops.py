@@ -1,10 +1,10 @@
-"""The loops that are measured and traced: Trainer's training step, generate's prefill and decode.
+"""The training loop that is measured and traced: Trainer's step.
 
-They are written once and run on CUDA tensors by the measurement and on meta tensors by the
+It is written once and run on CUDA tensors by the measurement and on meta tensors by the
 trace; an observer is told where each phase begins. Python references are dropped where Trainer
-and generate drop them, because they decide what is alive.
+drops them, because they decide what is alive. generate's loop is in `profiler.generation`.
 
-Source: Trainer.training_step and Trainer._run_epoch; GenerationMixin._sample (transformers 5.17).
+Source: Trainer.training_step and Trainer._run_epoch (transformers 5.17).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import inspect
 from typing import Any, Protocol
 
 from estimator.case import Case
-from estimator.errors import UnsupportedError
 
 TRAINING_STEPS = 3
 MAX_GRAD_NORM = 1.0
@@ -64,7 +63,7 @@ def training_steps(
 
     device = batch["input_ids"].device
     scaler = _grad_scaler(case, device)
-    counts_items = None in _accepted(model)
+    counts_items = None in accepted_names(model)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for index in range(steps):
         observer.step(index)
@@ -74,7 +73,7 @@ def training_steps(
             if counts_items:
                 items = batch["labels"].ne(-100).sum() * case.gradient_accumulation_steps
                 extra["num_items_in_batch"] = items
-            outputs = _forward(model, case, device, {**batch, **extra})
+            outputs = run_forward(model, case, device, {**batch, **extra})
             loss = outputs["loss"]
             if not case.keep_logits:
                 del outputs
@@ -97,87 +96,7 @@ def training_steps(
         del norm, loss
 
 
-def generate(model: Any, batch: dict[str, Any], case: Case, observer: Observer) -> Any:
-    """Prefill the prompt, then decode greedily `max_new_tokens` tokens with the cache.
-
-    The last token's logits only, copied to fp32, argmax, one token appended to the ids: as
-    `generate` does. Returns the cache, so that its tensors can be counted.
-    """
-    import torch
-
-    assert case.max_new_tokens is not None
-    input_ids, mask = batch["input_ids"], batch["attention_mask"]
-    cache = make_cache(case, model)
-    observer.step(0)
-    with torch.no_grad():
-        for index in range(case.max_new_tokens):
-            observer.phase("prefill" if index == 0 else "decode")
-            input_ids, mask = decode_one(model, cache, input_ids, mask, case, index == 0)
-    return cache
-
-
-def decode_one(
-    model: Any, cache: Any, input_ids: Any, mask: Any, case: Case, first: bool
-) -> tuple[Any, Any]:
-    """Run one iteration of `generate`: the whole prompt when `first`, else the newest token.
-
-    Args:
-        input_ids: [batch, tokens so far], int64.
-        mask: [batch, tokens so far], int64 ones.
-
-    Returns:
-        `input_ids` and `mask`, one token longer.
-    """
-    import torch
-
-    length = input_ids.shape[1]
-    start = 0 if first else length - 1
-    accepted = _accepted(model)
-    extra: dict[str, Any] = {}
-    if "position_ids" in accepted:
-        positions = torch.arange(start, length, device=input_ids.device)
-        extra["position_ids"] = positions.unsqueeze(0)
-    if "logits_to_keep" in accepted:
-        extra["logits_to_keep"] = 1
-    inputs = {
-        "input_ids": input_ids[:, start:].clone(memory_format=torch.contiguous_format),
-        "attention_mask": mask,
-        "past_key_values": cache,
-        "use_cache": True,
-        **extra,
-    }
-    del extra
-    outputs = _forward(model, case, input_ids.device, inputs)
-    del inputs
-    logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
-    del outputs
-    token = torch.argmax(logits, dim=-1)
-    input_ids = torch.cat([input_ids, token[:, None]], dim=-1)
-    mask = torch.cat([mask, mask.new_ones((mask.shape[0], 1))], dim=-1)
-    return input_ids, mask
-
-
-def make_cache(case: Case, model: Any) -> Any:
-    """Return the empty key/value cache of a case.
-
-    Raises:
-        UnsupportedError: for caches that these loops cannot fill.
-    """
-    import transformers
-
-    if case.cache == "dynamic":
-        return transformers.DynamicCache(config=model.config)
-    if case.cache == "static":
-        assert case.max_new_tokens is not None
-        return transformers.StaticCache(
-            config=model.config, max_cache_len=case.sequence_length + case.max_new_tokens
-        )
-    raise UnsupportedError(
-        f"cache {case.cache!r} cannot be traced or measured yet; use dynamic or static"
-    )
-
-
-def _accepted(model: Any) -> set[str | None]:
+def accepted_names(model: Any) -> set[str | None]:
     """Return the names that the model's forward takes; None stands for any further keyword.
 
     Trainer passes `num_items_in_batch` where any keyword is taken, generate what is named.
@@ -194,7 +113,7 @@ def autocast_dtype(case: Case) -> Any:
     return {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}[case.mixed_precision]
 
 
-def _forward(model: Any, case: Case, device: Any, inputs: dict[str, Any]) -> Any:
+def run_forward(model: Any, case: Case, device: Any, inputs: dict[str, Any]) -> Any:
     """Call the model as accelerate prepares it: under autocast, with outputs cast to fp32.
 
     Source: Accelerator.prepare_model (`convert_outputs_to_fp32`).

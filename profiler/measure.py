@@ -101,7 +101,7 @@ class _Run:
         """Build the model and run the loop; the phases are in the meter then."""
         import torch
 
-        from profiler import build, loops
+        from profiler import build, generation, loops
 
         torch.manual_seed(_SEED)
         if snapshot is not None:
@@ -120,7 +120,7 @@ class _Run:
         else:
             # The loop makes the cache and gives it back at the end only; the phases end before.
             hook = self._model.register_forward_pre_hook(self._see_cache, with_kwargs=True)
-            loops.generate(self._model, batch, case, self.meter)
+            generation.generate(self._model, batch, case, self.meter)
             hook.remove()
         last = self.meter.finish()
         self._retries, self._ooms = last.retries, last.ooms
@@ -184,7 +184,9 @@ class _Run:
         return reading.peak
 
     def _see_cache(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        self._cache = kwargs.get("past_key_values")
+        from profiler.generation import CACHE_NAMES
+
+        self._cache = next((kwargs[name] for name in CACHE_NAMES if name in kwargs), None)
 
     def _weigh(self, phase: str) -> None:
         """Add up the real tensors at the end of a phase."""

@@ -56,11 +56,22 @@ def optimizer_tensors(optimizer: Any) -> Iterator[Any]:
 
 
 def cache_tensors(cache: Any) -> Iterator[Any]:
-    """Yield the tensors of a transformers cache, layer by layer."""
+    """Yield the tensors of what a model carries from step to step.
+
+    A transformers cache layer by layer (keys and values, convolution and recurrent states), or a
+    model's own state: tensors in lists, tuples and dictionaries.
+    """
     import torch
 
-    for layer in cache.layers:
-        yield from (value for value in vars(layer).values() if isinstance(value, torch.Tensor))
+    if isinstance(cache, torch.Tensor):
+        yield cache
+    elif isinstance(cache, dict):
+        yield from cache_tensors(list(cache.values()))
+    elif isinstance(cache, (list, tuple)):
+        for item in cache:
+            yield from cache_tensors(item)
+    elif type(cache).__module__.startswith("transformers."):
+        yield from cache_tensors([value for key, value in vars(cache).items() if key != "config"])
 
 
 def count_parameters(model: Any) -> Parameters:

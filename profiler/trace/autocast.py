@@ -36,10 +36,11 @@ class _State:
         self.dtype: Any = None
         self.cache: dict[int, tuple[Any, Any]] = {}
         self.last_dtype: Any = None
+        self.off = False
 
     def active_dtype(self) -> Any:
         """The half type; also while checkpointing plays a block again in backward."""
-        if self.dtype is not None:
+        if self.dtype is not None or self.off:
             return self.dtype
         recomputing = torch._C._current_graph_task_id() != -1 and torch.is_grad_enabled()
         return self.last_dtype if recomputing else None
@@ -115,10 +116,16 @@ def _replace(holder: Any, name: str, cast: Callable[[Any], Any]) -> Callable[[],
 
 @contextlib.contextmanager
 def autocast_context(dtype: Any) -> Iterator[None]:
-    """What `torch.autocast("cuda", dtype)` is to CUDA tensors, for meta tensors."""
-    _STATE.dtype = dtype
+    """What `torch.autocast("cuda", dtype)` is to CUDA tensors, for meta tensors.
+
+    None switches autocast off inside, as `enabled=False` does. The cache of casts ends with the
+    outermost context.
+    """
+    outer, outer_off = _STATE.dtype, _STATE.off
+    _STATE.dtype, _STATE.off = dtype, dtype is None
     try:
         yield
     finally:
-        _STATE.dtype = None
-        _STATE.cache.clear()
+        _STATE.dtype, _STATE.off = outer, outer_off
+        if outer is None and not outer_off:
+            _STATE.cache.clear()

@@ -14,10 +14,12 @@ from torch.optim import adam, adamw, optimizer, sgd
 from torch.utils import _foreach_utils
 
 from profiler.trace.attention import cuda_attention
+from profiler.trace.autocast import autocast_context
 from profiler.trace.bitsandbytes_paths import managed_memory
 
 _DROPOUT = torch.nn.functional.dropout
 _SOFTMAX = torch.nn.functional.softmax
+_AUTOCAST = torch.autocast
 
 
 @contextlib.contextmanager
@@ -28,6 +30,7 @@ def as_on_cuda() -> Iterator[None]:
         stack.enter_context(managed_memory())
         stack.enter_context(_replaced(torch.nn.functional, "dropout", _dropout))
         stack.enter_context(_replaced(torch.nn.functional, "softmax", _softmax))
+        stack.enter_context(_replaced(torch, "autocast", _autocast))
         for name in (
             "_get_foreach_kernels_supported_devices",
             "_get_fused_kernels_supported_devices",
@@ -68,3 +71,15 @@ def _softmax(input: Any, dim: Any = None, _stacklevel: int = 3, dtype: Any = Non
     if fused:
         return torch._softmax(input, dim, True)
     return _SOFTMAX(input, dim, _stacklevel, dtype)
+
+
+def _autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:
+    """Let code switch autocast off for the device of its tensors, as peft does.
+
+    torch.autocast refuses the device type `meta`.
+    """
+    if device_type == "meta":
+        enabled = kwargs.get("enabled", args[1] if len(args) > 1 else True)
+        dtype = kwargs.get("dtype", args[0] if args else None)
+        return autocast_context((dtype or torch.float16) if enabled else None)
+    return _AUTOCAST(device_type, *args, **kwargs)

@@ -15,10 +15,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from profiler.trace import accumulation, scratch
+from profiler.trace.answers import Answers
 from profiler.trace.bitsandbytes_paths import ANSWERS, MANAGED
 from profiler.trace.timeline import Timeline
 
-_ITEM = torch.ops.aten._local_scalar_dense.default
 _MATMULS = {
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
@@ -45,6 +45,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         self._workspace_bytes = workspace_bytes
         self._workspaces: set[bool] = set()
         self._alive: dict[int, tuple[int, weakref.ref[Any]]] = {}
+        self.answers = Answers(self._handle_of)
 
     def phase(self, name: str) -> None:
         """Begin a phase."""
@@ -68,19 +69,28 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             self.timeline.name(self._alive[key][0], component)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is _ITEM and args[0].device.type == "meta":
-            return _item(args[0])
         if func in _MATMULS:
             self._matmul()
-        answer = ANSWERS.get(func.name())
         if accumulation.is_in_place(func, args, kwargs):
             return args[0]
         handles = self._scratch(func, args)
-        out = answer(args) if answer is not None else func(*args, **(kwargs or {}))
+        out = self._run(func, args, kwargs or {})
         self._see_all(out)
+        self.answers.learn(func, args, out)
         for handle in handles:
             self.timeline.free(handle)
         return out
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        out = self.answers.answer(func, args, kwargs)
+        if out is not NotImplemented:
+            return out
+        answer = ANSWERS.get(func.name())
+        return func(*args, **kwargs) if answer is None else answer(args)
+
+    def _handle_of(self, tensor: Any) -> int | None:
+        known = self._alive.get(tensor.untyped_storage()._cdata)
+        return None if known is None else known[0]
 
     def _scratch(self, func: Any, args: Any) -> list[int]:
         return [self.timeline.allocate(size, name) for name, size in scratch.before(func, args)]
@@ -122,10 +132,3 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         if in_backward not in self._workspaces:
             self._workspaces.add(in_backward)
             self.timeline.allocate(self._workspace_bytes, "workspace")
-
-
-def _item(tensor: Any) -> bool | int | float:
-    """Answer `.item()`: a mask of a full batch is all true; other values decide no memory."""
-    if tensor.dtype == torch.bool:
-        return True
-    return 1.0 if tensor.dtype.is_floating_point else 1

@@ -8,13 +8,15 @@ from typing import Any
 import torch
 
 from estimator.case import Case
-from estimator.errors import UnsupportedError
 from estimator.gpus import workspace_bytes
 from estimator.report import MemoryReport, Parameters, Peak
 from profiler import build, loops, tensors
+from profiler.generation import Generation
+from profiler.trace import cache_growth
 from profiler.trace.autocast import replaced_functions
 from profiler.trace.cuda_paths import as_on_cuda
 from profiler.trace.recorder import Recorder
+from profiler.trace.refusals import refused
 from profiler.trace.timeline import Timeline, replay
 
 TRACED_STEPS = 2
@@ -29,7 +31,7 @@ def trace_case(case: Case) -> MemoryReport:
         UnsupportedError: the case cannot be traced; the message names the way out.
         ModelError: transformers refuses the model.
     """
-    timeline, parameters = record_timeline(case)
+    timeline, parameters, lines = _record(case)
     result = replay(timeline, first_step=TRACED_STEPS - 1 if case.training else 0)
     return MemoryReport(
         source="trace",
@@ -44,12 +46,18 @@ def trace_case(case: Case) -> MemoryReport:
         ),
         phases=result.phases,
         components=result.components,
-        assumptions=_assumptions(case),
+        assumptions=(*_assumptions(case), *lines),
     )
 
 
 def record_timeline(case: Case) -> tuple[Timeline, Parameters]:
     """Play a case on meta tensors and return its timeline and its parameter counts."""
+    timeline, parameters, _ = _record(case)
+    return timeline, parameters
+
+
+def _record(case: Case) -> tuple[Timeline, Parameters, tuple[str, ...]]:
+    """Return the timeline, the parameter counts, and what was assumed of this model."""
     timeline = Timeline()
     # Before torch's functions are replaced: some models compile their own when imported.
     model = build.build_model(case, "meta")
@@ -65,11 +73,22 @@ def record_timeline(case: Case) -> tuple[Timeline, Parameters]:
         batch = loops.make_batch(case, config.vocab_size, "meta")
         recorder.register(batch.values(), "temporaries")
         play = _train if case.training else _generate
+        stack.enter_context(refused(case))
         # What the run still holds at its end stays alive until the timeline is closed.
         held = play(case, model, batch, recorder)
         timeline.close()
         del held
-    return timeline, parameters
+    return timeline, parameters, (*_attention_line(case, model), *recorder.answers.lines)
+
+
+def _attention_line(case: Case, model: Any) -> tuple[str, ...]:
+    chosen = model.config._attn_implementation
+    if case.attention != "sdpa":
+        return ()
+    if chosen != "sdpa":
+        name = type(model.get_base_model() if case.lora is not None else model).__name__
+        return (f"{name} supports no sdpa: its attention is {chosen}, as transformers chooses",)
+    return ("sdpa chooses flash, memory-efficient or math as CUDA does before Hopper",)
 
 
 def _train(case: Case, model: Any, batch: dict[str, Any], recorder: Recorder) -> Any:
@@ -106,47 +125,33 @@ def _generate(case: Case, model: Any, batch: dict[str, Any], recorder: Recorder)
     ids, mask = batch.pop("input_ids"), batch.pop("attention_mask")
     recorder.step(0)
     with recorder, torch.no_grad():
-        cache = loops.make_cache(case, model)
+        generation = Generation(model, case, ids, mask)
+        del ids, mask
         recorder.phase("prefill")
-        ids, mask = loops.decode_one(model, cache, ids, mask, case, first=True)
-        _name_cache(cache, recorder)
+        generation.step()
+        _name_cache(generation, recorder)
         steps = case.max_new_tokens - 1
         if steps:
             recorder.phase("decode")
         skipped = max(0, steps - _DECODE_STEPS)
         for index in range(steps - skipped):
             if skipped and index == 1:
-                ids, mask = _skip(cache, ids, mask, skipped)
-            ids, mask = loops.decode_one(model, cache, ids, mask, case, first=False)
-            _name_cache(cache, recorder)
-    return cache, ids, mask
+                _skip(generation, skipped)
+            generation.step()
+            _name_cache(generation, recorder)
+    return generation
 
 
-def _skip(cache: Any, ids: Any, mask: Any, count: int) -> tuple[Any, Any]:
+def _skip(generation: Generation, count: int) -> None:
     """Grow the cache, the ids and the mask by `count` tokens, as that many steps would."""
-    for layer in cache.layers:
-        if not hasattr(layer, "keys") or layer.keys is None:
-            raise UnsupportedError(
-                f"decode cannot be traced for a cache of {type(layer).__name__}; "
-                "trace with max_new_tokens up to 4"
-            )
-        if type(layer).__name__ == "StaticLayer":
-            layer.cumulative_length += count
-            continue
-        length = layer.keys.shape[-2] + count
-        if getattr(layer, "is_sliding", False):
-            layer.cumulative_length += count
-            length = min(length, layer.sliding_window - 1)
-        for name in ("keys", "values"):
-            old = getattr(layer, name)
-            shape = (*old.shape[:-2], length, old.shape[-1])
-            setattr(layer, name, torch.empty(shape, dtype=old.dtype, device="meta"))
-    grown = (ids.shape[0], ids.shape[1] + count)
-    return ids.new_empty(grown), mask.new_ones(grown)
+    cache_growth.grow(generation.carried, count)
+    batch, length = generation.input_ids.shape
+    generation.input_ids = generation.input_ids.new_empty((batch, length + count))
+    generation.mask = generation.mask.new_ones((batch, length + count))
 
 
-def _name_cache(cache: Any, recorder: Recorder) -> None:
-    recorder.register(tensors.cache_tensors(cache), "kv_cache")
+def _name_cache(generation: Generation, recorder: Recorder) -> None:
+    recorder.register(tensors.cache_tensors(generation.cache), "kv_cache")
 
 
 def _assumptions(case: Case) -> tuple[str, ...]:
@@ -164,6 +169,4 @@ def _assumptions(case: Case) -> tuple[str, ...]:
         lines.append("read from the second step on, as a profiler that skips the first would")
     elif case.max_new_tokens is not None and case.max_new_tokens - 1 > _DECODE_STEPS:
         lines.append("decode: the first and the last two steps are played, those between skipped")
-    if case.attention == "sdpa":
-        lines.append("sdpa chooses flash, memory-efficient or math as CUDA does before Hopper")
     return tuple(lines)
