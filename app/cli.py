@@ -14,6 +14,7 @@ from estimator.errors import GpumemError
 
 VERBS = {
     "estimate": "What a run needs, from formulas, phase by phase.",
+    "fit": "What fits on a card, and what makes it fit.",
     "trace": "What a run needs, from the real libraries' code; no GPU.",
     "profile": "What a run does need, measured on this machine's GPU.",
     "run": "Run a suite of cases; resumable.",

@@ -6,15 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from estimator.gpus import Gpu
+from estimator.headroom import CONTEXT_HIGH_BYTES, CONTEXT_LOW_BYTES, SLACK
 from estimator.report import MemoryReport
-from estimator.units import GIB, MIB, format_both
-
-CONTEXT_LOW_BYTES = 205 * MIB
-CONTEXT_HIGH_BYTES = 563 * MIB
-"""CUDA context: 0.2 to 0.55 GiB by GPU and driver (docs/counters.md); in no PyTorch counter."""
-
-SLACK = 0.05
-"""Share of an allocated peak to keep free for unused parts of the allocator's segments."""
+from estimator.units import GIB, format_both
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ import torch
 
 from estimator.units import ceil_div, round_up
 
-_SORT_FREE_INDICES = 3072
-_GEMM_4BIT_ROWS = 4
+SORT_FREE_INDICES = 3072
+GEMM_4BIT_ROWS = 4
 
 
 def _embedding_backward(args: Any) -> list[tuple[str, int]]:
@@ -23,7 +23,7 @@ def _embedding_backward(args: Any) -> list[tuple[str, int]]:
     indices they are sorted first, below a kernel without scratch runs.
     """
     count = int(args[1].numel())
-    if count <= _SORT_FREE_INDICES:
+    if count <= SORT_FREE_INDICES:
         return []
     return [("temporaries", 8 * count), ("temporaries", 8 * count)]
 
@@ -71,7 +71,7 @@ def _gemm_4bit(args: Any) -> list[tuple[str, int]]:
     backends/default/ops.py (`_gemm_4bit_default_impl`).
     """
     x, (outputs, inputs), block = args[0], args[2], args[4]
-    if x.numel() // x.shape[-1] <= _GEMM_4BIT_ROWS:
+    if x.numel() // x.shape[-1] <= GEMM_4BIT_ROWS:
         return []
     terms = [("temporaries", outputs * inputs * x.element_size())]
     if len(args) > 7 and args[7] is not None:

@@ -1,0 +1,200 @@
+"""What fits on a card: the largest batch, the longest sequence, the cheapest changes; and grids.
+
+Everything here asks an `Answer` (the formulas, or a traced surface) at cases that differ from the
+given one, and looks for the largest value that fits. Memory grows with batch and length but for
+steps of the allocator's rounding, so that the search is a bisection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+from estimator import estimate
+from estimator.case import Case
+from estimator.changes import Change, possible_changes
+from estimator.config_source import load_config
+from estimator.errors import CaseError, UnsupportedError
+from estimator.headroom import Room
+
+MAX_BATCH = 2**16
+MAX_LENGTH = 2**20
+"""Where a search ends if memory does not end it."""
+
+SETS_SHOWN = 5
+_MAX_SET = 3
+_MAX_TRIED = 200
+"""Sets of changes that are tried at most: each costs an estimate."""
+
+_POSITIONS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "seq_length",
+    "max_sequence_length",
+    "n_ctx",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Peaks:
+    """The highest bytes of a run; `reserved_bytes` is None where a source does not know them."""
+
+    phase: str
+    allocated_bytes: int
+    reserved_bytes: int | None = None
+
+
+Answer = Callable[[Case], Peaks]
+
+
+@dataclass(frozen=True, slots=True)
+class Largest:
+    """The largest value that fits, its peaks, and what ends it.
+
+    `value` and `peaks` are None where not even the smallest fits. `limit` is `memory`, `positions`
+    (the model knows no more) or `search` (the search goes no further).
+    """
+
+    value: int | None
+    peaks: Peaks | None
+    limit: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A change with its predicted peaks."""
+
+    change: Change
+    peaks: Peaks
+    fits: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Single changes by price, and sets of two or three that fit; `skipped` says what could not
+    be predicted: (fields, reason)."""
+
+    tried: tuple[Tried, ...]
+    skipped: tuple[tuple[dict[str, Any], str], ...]
+
+
+def estimated_peaks(case: Case) -> Peaks:
+    """Answer from the architecture formulas.
+
+    Raises:
+        GpumemError: as `estimate`.
+    """
+    peak = estimate(case).peak
+    return Peaks(peak.phase, peak.allocated_bytes, peak.reserved_bytes)
+
+
+def largest_batch(case: Case, answer: Answer, room: Room) -> Largest:
+    """Return the largest batch size that fits at the case's sequence length."""
+    return _search(
+        lambda batch: answer(replace(case, batch_size=batch)),
+        room,
+        (1, case.batch_size, MAX_BATCH),
+        "search",
+    )
+
+
+def longest_sequence(case: Case, answer: Answer, room: Room, least: int = 1) -> Largest:
+    """Return the longest sequence that fits at the case's batch size, from `least` tokens on.
+
+    In inference the tokens to be generated need positions, too.
+    """
+    positions = _positions(case)
+    if positions is None:
+        most, limit = MAX_LENGTH, "search"
+    else:
+        most, limit = max(least, positions - (case.max_new_tokens or 0)), "positions"
+    return _search(
+        lambda length: answer(replace(case, sequence_length=length)),
+        room,
+        (least, case.sequence_length, most),
+        limit,
+    )
+
+
+def _positions(case: Case) -> int | None:
+    """Return how many positions the model's configuration says that it knows, or None."""
+    config = load_config(case.model).config
+    return next((config[name] for name in _POSITIONS if type(config.get(name)) is int), None)
+
+
+def _search(
+    peaks_at: Callable[[int], Peaks], room: Room, bounds: tuple[int, int, int], limit: str
+) -> Largest:
+    """Return the largest value between the first and the last bound, beginning at the second."""
+    least, start, most = bounds
+    known: dict[int, Peaks] = {}
+
+    def fits(value: int) -> bool:
+        known[value] = peaks = peaks_at(value)
+        return room.holds(peaks.allocated_bytes, peaks.reserved_bytes)
+
+    low, high = least - 1, most + 1
+    value = min(max(start, least), most)
+    while low < value < high:
+        if fits(value):
+            low, value = value, min(most, value * 2) if value < most else high
+        else:
+            high, value = value, max(least, value // 2) if value > least else low
+    while high - low > 1:
+        value = (low + high) // 2
+        low, high = (value, high) if fits(value) else (low, value)
+    if low < least:
+        return Largest(None, None, "memory")
+    return Largest(low, known[low], limit if low == most else "memory")
+
+
+def cheapest_changes(case: Case, answer: Answer, room: Room) -> Changes:
+    """Return what would make a case need less, each change with its predicted peak, by price.
+
+    Sets of up to three changes are listed where they fit and none of their parts does.
+    """
+    tried: list[Tried] = []
+    skipped: list[tuple[dict[str, Any], str]] = []
+    known: list[Change] = []
+    for change in possible_changes(case):
+        try:
+            tried.append(_tried(case, change, answer, room))
+        except (UnsupportedError, CaseError) as error:
+            skipped.append((change.fields, str(error)))
+        else:
+            known.append(change)
+    fitting = [item.change for item in tried if item.fits]
+    for change in _sets(known)[:_MAX_TRIED]:
+        if len(fitting) >= SETS_SHOWN:
+            break
+        if any(part.fields.items() <= change.fields.items() for part in fitting):
+            continue
+        try:
+            item = _tried(case, change, answer, room)
+        except (UnsupportedError, CaseError):
+            continue  # each of its parts has been answered or is in `skipped`
+        if item.fits:
+            tried.append(item)
+            fitting.append(change)
+    return Changes(tuple(sorted(tried, key=lambda item: item.change.price)), tuple(skipped))
+
+
+def _tried(case: Case, change: Change, answer: Answer, room: Room) -> Tried:
+    peaks = answer(change.applied(case))
+    return Tried(change, peaks, room.holds(peaks.allocated_bytes, peaks.reserved_bytes))
+
+
+def _sets(changes: Sequence[Change]) -> list[Change]:
+    """Return sets of two and three changes that go together, the cheapest first."""
+    found: dict[str, Change] = {}
+    for count in range(2, _MAX_SET + 1):
+        for parts in combinations(changes, count):
+            joined: Change | None = parts[0]
+            for part in parts[1:]:
+                joined = joined and joined.joined(part)
+            if joined is not None:
+                found.setdefault(repr(sorted(joined.fields.items())), joined)
+    return sorted(found.values(), key=lambda change: change.price)
