@@ -16,6 +16,9 @@ from estimator.case import Case
 from estimator.errors import UnsupportedError
 from profiler.loops import Observer, accepted_names, run_forward
 
+_PREPARE_INPUTS = ("cpmant",)
+"""Model types that take a cache but not the newest token alone: only they know their inputs."""
+
 CACHE_NAMES = ("past_key_values", "cache_params", "state", "mems")
 """What models call that which they carry from step to step."""
 
@@ -76,7 +79,8 @@ class Generation:
         """Run one iteration: the whole prompt at first, the newest token later."""
         import torch
 
-        inputs = self._own_inputs() if self._own_state else self._inputs()
+        own = self._own_state or self._base.config.model_type in _PREPARE_INPUTS
+        inputs = self._own_inputs() if own else self._inputs()
         with self._decoding():
             outputs = run_forward(self._model, self._case, self.input_ids.device, inputs)
         del inputs

@@ -1,4 +1,7 @@
-"""Grows a cache on the meta device by many tokens at once, as that many decode steps would."""
+"""Grows a cache on the meta device by many tokens at once, as that many decode steps would.
+
+Source: transformers/cache_utils.py, and the cache classes of deepseek_v4 and minimax_m3_vl.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,29 @@ import torch
 
 from estimator.errors import UnsupportedError
 
-_GROWING = ("keys", "values", "indexer_keys")
-"""Tensors of a cache layer that hold an entry a token, and the dimension of the tokens, which is
-the last but one in all of them."""
+_GROWING = ("keys", "values", "indexer_keys", "idx_keys")
+"""Tensors of a cache layer that hold an entry a token, in their last dimension but one."""
 
 _CONSTANT_STATES = ("state", "cache_params")
 """What recurrent models carry: the same size after any number of tokens."""
+
+_KNOWN_LAYERS = {
+    "DynamicLayer",
+    "DynamicSlidingWindowLayer",
+    "DynamicIndexedLayer",
+    "StaticLayer",
+    "StaticSlidingWindowLayer",
+    "StaticIndexedLayer",
+    "LinearAttentionLayer",
+    "LinearAttentionAndFullAttentionLayer",
+    "LinearAttentionAndSlidingWindowAttentionLayer",
+    "LinearAttentionAndStaticFullAttentionLayer",
+    "LinearAttentionAndStaticSlidingWindowAttentionLayer",
+    "DeepseekV4HCACache",
+    "DeepseekV4CSACache",
+    "MiniMaxM3VLSparseCacheLayer",
+}
+"""Classes of cache layers whose growth is what is written here."""
 
 
 def grow(carried: dict[str, Any], count: int) -> None:
@@ -34,44 +54,49 @@ def grow(carried: dict[str, Any], count: int) -> None:
 
 def _grow_layer(layer: Any, count: int) -> None:
     kind = type(layer).__name__
-    if kind not in _KNOWN:
+    if kind not in _KNOWN_LAYERS:
         raise _unknown(layer)
-    if "Static" in kind:
-        if getattr(layer, "keys", None) is not None:
-            layer.cumulative_length += count
-        return
     if getattr(layer, "keys", None) is None:
         # Recurrent and convolution states only, or a layer that keeps nothing.
+        return
+    if "Static" in kind:
+        layer.cumulative_length += count
         return
     window = None
     if getattr(layer, "is_sliding", False):
         layer.cumulative_length += count
         window = layer.sliding_window - 1
+    shared = layer.values is layer.keys
     for name in _GROWING:
         old = getattr(layer, name, None)
-        if old is None:
+        if old is not None:
+            length = old.shape[-2] + count
+            setattr(
+                layer, name, _resized(old, -2, length if window is None else min(length, window))
+            )
+    if shared:
+        layer.values = layer.keys
+    if hasattr(layer, "compressed_kv"):
+        _grow_compressed(layer, count)
+
+
+def _grow_compressed(layer: Any, count: int) -> None:
+    """DeepSeek V4's long range: an entry for each full window of tokens; the rest is buffered."""
+    for name, old in layer.buffer_kv.items():
+        if old is None or layer.compressed_kv[name] is None:
             continue
-        length = old.shape[-2] + count
-        if window is not None:
-            length = min(length, window)
-        shape = (*old.shape[:-2], length, old.shape[-1])
-        setattr(layer, name, torch.empty(shape, dtype=old.dtype, device="meta"))
+        closed, rest = divmod(old.shape[1] + count, layer.compress_rate)
+        entries = layer.compressed_kv[name].shape[1] + closed
+        layer.entry_count[name] += closed
+        layer.compressed_kv[name] = _resized(layer.compressed_kv[name], 1, entries)
+        layer.buffer_kv[name] = _resized(old, 1, rest)
+        layer.buffer_gate[name] = _resized(layer.buffer_gate[name], 1, rest)
 
 
-_KNOWN = {
-    "DynamicLayer",
-    "DynamicSlidingWindowLayer",
-    "DynamicIndexedLayer",
-    "StaticLayer",
-    "StaticSlidingWindowLayer",
-    "StaticIndexedLayer",
-    "LinearAttentionLayer",
-    "LinearAttentionAndFullAttentionLayer",
-    "LinearAttentionAndSlidingWindowAttentionLayer",
-    "LinearAttentionAndStaticFullAttentionLayer",
-    "LinearAttentionAndStaticSlidingWindowAttentionLayer",
-}
-"""Classes of transformers.cache_utils whose growth is that of the tensors above."""
+def _resized(tensor: Any, dimension: int, length: int) -> Any:
+    shape = list(tensor.shape)
+    shape[dimension] = length
+    return torch.empty(shape, dtype=tensor.dtype, device="meta")
 
 
 def _unknown(cache: Any) -> UnsupportedError:

@@ -1,0 +1,71 @@
+"""Writes the result of `benchmarks.causal_types` as the page docs/model_types.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from estimator.units import format_gb
+
+_HEAD = """# Model types
+
+Which causal language models of transformers the trace knows: all of them are played by their own
+code, so a type needs no formulas here. This page is written by
+
+    python -m benchmarks.causal_types -o results/reports/causal_types.json \\
+        --page docs/model_types.md
+
+Each type is built from its default configuration (bfloat16, random weights on the meta device) and
+traced three times, batch size 1: a full training step of 64 tokens (fused AdamW), the same with
+LoRA on all linear layers, and 64 tokens prefilled and 8 decoded. The figures are peak allocated
+bytes, simulated, not measured. What is not traced is refused in one sentence; the reasons stand
+below the table.
+"""
+
+
+def write_page(result: dict[str, Any], path: Path) -> None:
+    """Write the page. `result` is what `causal_types.to_json` returned."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page(result))
+
+
+def page(result: dict[str, Any]) -> str:
+    """Return the page as Markdown."""
+    counts = result["totals"]
+    built = counts["built"]
+    versions = ", ".join(f"{name} {value}" for name, value in result["versions"].items())
+    lines = [
+        _HEAD,
+        f"Traced with {versions}. Of {counts['types']} types, {built} build from their default "
+        f"configuration. Of these are traced: training {_share(counts['training'], built)}, LoRA "
+        f"{_share(counts['lora'], built)}, inference {_share(counts['inference'], built)}, all "
+        f"three {_share(counts['all'], built)}.",
+        "",
+        "| type | parameters | training | LoRA | inference |",
+        "|---|---|---|---|---|",
+    ]
+    notes: list[str] = []
+    unbuilt: list[str] = []
+    for row in result["rows"]:
+        name = row["model_type"]
+        if row["build_error"] is not None:
+            unbuilt.append(f"* `{name}`: {row['build_error']}")
+            continue
+        cells = []
+        for case, run in row["runs"].items():
+            if run["reason"] is not None:
+                cells.append("refused")
+                notes.append(f"* `{name}`, {case}: {run['reason']}")
+                continue
+            depth = "" if run["layers"] is None else f" ({run['layers']} layers)"
+            cells.append(format_gb(run["peak_allocated_bytes"]) + depth)
+        count = row["parameters"]
+        size = "" if count is None else f"{count / 1e9:.2f} B"
+        lines.append(f"| `{name}` | {size} | " + " | ".join(cells) + " |")
+    lines += ["", "## Refused", "", *(notes or ["Nothing."])]
+    lines += ["", "## Default configurations that do not build", "", *(unbuilt or ["None."])]
+    return "\n".join(lines) + "\n"
+
+
+def _share(count: int, whole: int) -> str:
+    return f"{count} ({100 * count / max(1, whole):.0f} %)"
