@@ -2,13 +2,15 @@
 
 A `TorchDispatchMode` sees each operation; the first time a storage comes out of one, it is an
 allocation, and a weak reference on it tells when it is freed. Frees come in the order in which
-CUDA's allocator would see them, because the reference counts are the same.
+CUDA's allocator would see them, because the reference counts are the same. With each allocation
+goes the operation that made it and the module that ran it.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from profiler.trace import accumulation, scratch
 from profiler.trace.answers import Answers
 from profiler.trace.bitsandbytes_paths import ANSWERS, MANAGED
+from profiler.trace.modules import Modules
 from profiler.trace.timeline import Timeline
 
 _MATMULS = {
@@ -35,14 +38,19 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         vocab_size: tensors whose last dimension this is are logits or loss buffers.
         workspace_bytes: cuBLAS workspace a handle; the first matrix product of the forward and
             the first of the backward pass allocate one each (autograd's thread has its own handle).
+        modules: tells which module runs.
     """
 
-    def __init__(self, timeline: Timeline, vocab_size: int, workspace_bytes: int) -> None:
+    def __init__(
+        self, timeline: Timeline, vocab_size: int, workspace_bytes: int, modules: Modules
+    ) -> None:
         super().__init__()
         accumulation.unshared_counts()
         self.timeline = timeline
         self._vocab_size = vocab_size
         self._workspace_bytes = workspace_bytes
+        self.modules = modules
+        self._running: Any = None
         self._workspaces: set[bool] = set()
         self._alive: dict[int, tuple[int, weakref.ref[Any]]] = {}
         self.answers = Answers(self._handle_of)
@@ -68,7 +76,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
                 self._add(storage, None)
             self.timeline.name(self._alive[key][0], component)
 
+    def place(self, tensors: Iterable[Any], module: str) -> None:
+        """Say which module tensors belong to, where none made them."""
+        for tensor in tensors:
+            known = self._alive.get(tensor.untyped_storage()._cdata)
+            if known is not None:
+                self.timeline.place(known[0], module)
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._running = func
         if func in _MATMULS:
             self._matmul()
         if accumulation.is_in_place(func, args, kwargs):
@@ -93,7 +109,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         return None if known is None else known[0]
 
     def _scratch(self, func: Any, args: Any) -> list[int]:
-        return [self.timeline.allocate(size, name) for name, size in scratch.before(func, args)]
+        return [self._allocate(size, name) for name, size in scratch.before(func, args)]
+
+    def _allocate(self, size_bytes: int, component: str | None = None) -> int:
+        """Record an allocation that the running operation makes."""
+        module, operation = self.modules.current(), operation_name(self._running)
+        return self.timeline.allocate(size_bytes, component, module, operation)
 
     def _see_all(self, out: Any) -> None:
         if isinstance(out, torch.Tensor):
@@ -112,7 +133,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
 
     def _add(self, storage: Any, tensor: Any) -> None:
         key = storage._cdata
-        handle = self.timeline.allocate(storage.nbytes())
+        size = storage.nbytes()
+        handle = self.timeline.allocate(size) if tensor is None else self._allocate(size)
         if tensor is not None:
             if tensor.dim() > 1 and tensor.shape[-1] == self._vocab_size:
                 self.timeline.name(handle, "logits")
@@ -131,4 +153,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         in_backward = torch._C._current_graph_task_id() != -1
         if in_backward not in self._workspaces:
             self._workspaces.add(in_backward)
-            self.timeline.allocate(self._workspace_bytes, "workspace")
+            self._allocate(self._workspace_bytes, "workspace")
+
+
+@cache
+def operation_name(func: Any) -> str:
+    """Return an operation's name without its overload: `aten.mm`, `bitsandbytes.gemm_4bit`."""
+    name: str = func._schema.name
+    return name.replace("::", ".")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,13 +16,25 @@ from profiler.generation import Generation
 from profiler.trace import cache_growth
 from profiler.trace.autocast import replaced_functions
 from profiler.trace.cuda_paths import as_on_cuda
+from profiler.trace.modules import Modules
 from profiler.trace.recorder import Recorder
 from profiler.trace.refusals import refused
-from profiler.trace.timeline import Timeline, replay
+from profiler.trace.replay import Replay, replay
+from profiler.trace.timeline import Timeline
 
 TRACED_STEPS = 2
 _DECODE_STEPS = 3
 """Decode steps that are really played; what lies between is skipped, the last is the largest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A traced run: the report, and what it was read from."""
+
+    report: MemoryReport
+    timeline: Timeline
+    replay: Replay
+    expandable: bool
 
 
 def trace_case(case: Case) -> MemoryReport:
@@ -31,9 +44,21 @@ def trace_case(case: Case) -> MemoryReport:
         UnsupportedError: the case cannot be traced; the message names the way out.
         ModelError: transformers refuses the model.
     """
+    return trace_run(case).report
+
+
+def trace_run(case: Case, expandable: bool = False) -> Trace:
+    """Trace a case and keep its timeline, for those who want to look into it.
+
+    Args:
+        expandable: the allocator's `expandable_segments:True`.
+
+    Raises:
+        UnsupportedError, ModelError: as `trace_case`.
+    """
     timeline, parameters, lines = _record(case)
-    result = replay(timeline, first_step=TRACED_STEPS - 1 if case.training else 0)
-    return MemoryReport(
+    result = replay(timeline, TRACED_STEPS - 1 if case.training else 0, expandable)
+    report = MemoryReport(
         source="trace",
         case=case.to_dict(),
         parameters=parameters,
@@ -42,12 +67,14 @@ def trace_case(case: Case) -> MemoryReport:
             requested_bytes=result.peak_requested_bytes,
             allocated_bytes=result.peak_allocated_bytes,
             reserved_bytes=result.peak_reserved_bytes,
-            reason=result.components.largest(),
+            instant=result.instant,
+            reason=result.reason,
         ),
         phases=result.phases,
         components=result.components,
-        assumptions=(*_assumptions(case), *lines),
+        assumptions=(*_assumptions(case, expandable), *lines),
     )
+    return Trace(report, timeline, result, expandable)
 
 
 def record_timeline(case: Case) -> tuple[Timeline, Parameters]:
@@ -66,14 +93,18 @@ def _record(case: Case) -> tuple[Timeline, Parameters, tuple[str, ...]]:
         if case.mixed_precision is not None:
             stack.enter_context(replaced_functions(loops.autocast_dtype(case)))
         config = model.config.get_text_config()
-        recorder = Recorder(timeline, config.vocab_size, workspace_bytes(case.gpu))
+        modules = Modules(model)
+        recorder = Recorder(timeline, config.vocab_size, workspace_bytes(case.gpu), modules)
         recorder.register(tensors.model_tensors(model), "weights")
+        for tensor, module in modules.tensors:
+            recorder.place([tensor], module)
         parameters = tensors.count_parameters(model)
         # Registered before the mode is active: a batch is there when the first step begins.
         batch = loops.make_batch(case, config.vocab_size, "meta")
         recorder.register(batch.values(), "temporaries")
         play = _train if case.training else _generate
         stack.enter_context(refused(case))
+        stack.enter_context(modules.followed())
         # What the run still holds at its end stays alive until the timeline is closed.
         held = play(case, model, batch, recorder)
         timeline.close()
@@ -104,6 +135,7 @@ class _TrainingWatcher:
     """Passes phases on, and names gradients and optimizer states where they can be seen."""
 
     def __init__(self, model: Any, recorder: Recorder) -> None:
+        self._modules = recorder.modules
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._recorder = recorder
         self.optimizer: Any = None
@@ -112,7 +144,15 @@ class _TrainingWatcher:
         if index:
             states = tensors.optimizer_tensors(self.optimizer)
             self._recorder.register(states, "optimizer_states")
+            self._place_states()
         self._recorder.step(index)
+
+    def _place_states(self) -> None:
+        for parameter, state in self.optimizer.state.items():
+            owner = self._modules.owner(parameter)
+            if owner is not None:
+                kept = [value for value in state.values() if isinstance(value, torch.Tensor)]
+                self._recorder.place(kept, owner)
 
     def phase(self, name: str) -> None:
         grads = [p.grad for p in self._parameters if p.grad is not None]
@@ -137,6 +177,7 @@ def _generate(case: Case, model: Any, batch: dict[str, Any], recorder: Recorder)
         for index in range(steps - skipped):
             if skipped and index == 1:
                 _skip(generation, skipped)
+                _name_cache(generation, recorder)
             generation.step()
             _name_cache(generation, recorder)
     return generation
@@ -154,7 +195,7 @@ def _name_cache(generation: Generation, recorder: Recorder) -> None:
     recorder.register(tensors.cache_tensors(generation.cache), "kv_cache")
 
 
-def _assumptions(case: Case) -> tuple[str, ...]:
+def _assumptions(case: Case, expandable: bool) -> tuple[str, ...]:
     import transformers
 
     lines = [
@@ -165,6 +206,8 @@ def _assumptions(case: Case) -> tuple[str, ...]:
         + (f"on {case.gpu}" if case.gpu else "before Hopper (no gpu named)")
         + f": {workspace_bytes(case.gpu)} B a handle",
     ]
+    if expandable:
+        lines.append("the allocator with expandable_segments:True")
     if case.training:
         lines.append("read from the second step on, as a profiler that skips the first would")
     elif case.max_new_tokens is not None and case.max_new_tokens - 1 > _DECODE_STEPS:

@@ -1,28 +1,36 @@
-"""The timeline of a run: allocations and frees in order, with phases, and its replay.
-
-The timeline knows nothing of torch. `replay` feeds it to the allocator model and reads peaks by
-phase and the breakdown at the peak.
-"""
+"""The timeline of a run: allocations and frees in order, with phases. It knows nothing of torch."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, field
-
-from estimator.allocator import Block, CachingAllocator
-from estimator.report import Components, Phase
 
 LOAD = "load"
 
 
 @dataclass(slots=True)
 class Allocation:
-    """One storage: its bytes, the phase and step that made it, and what is known of it."""
+    """One storage: its bytes, the span (an index) that made it, and what is known of it.
+
+    `module` is the path of the module that was running (or that owns a weight), `operation` what
+    it ran (`aten.mm`).
+    """
 
     size_bytes: int
     phase: int
     component: str | None = None
     recomputed: bool = False
     freed_in: int | None = None
+    module: str | None = None
+    operation: str | None = None
+
+    @property
+    def place(self) -> str:
+        """Where it was made, in words: `model.layers.3.mlp (mm)`."""
+        operation = (self.operation or "").rpartition(".")[2]
+        again = "recomputed " if self.recomputed else ""
+        made = f" ({again}{operation})" if operation else ""
+        return f"{self.module or 'outside the model'}{made}"
 
 
 @dataclass(slots=True)
@@ -56,10 +64,24 @@ class Timeline:
         """Later events belong to a phase."""
         self.spans.append(Span(name, self._step, len(self.events)))
 
-    def allocate(self, size_bytes: int, component: str | None = None) -> int:
+    def allocate(
+        self,
+        size_bytes: int,
+        component: str | None = None,
+        module: str | None = None,
+        operation: str | None = None,
+    ) -> int:
         """Record an allocation and return its handle."""
         handle = len(self.allocations)
-        self.allocations.append(Allocation(size_bytes, len(self.spans) - 1, component))
+        self.allocations.append(
+            Allocation(
+                size_bytes,
+                len(self.spans) - 1,
+                component,
+                module=module,
+                operation=operation,
+            )
+        )
         self.events.append(handle)
         return handle
 
@@ -78,100 +100,26 @@ class Timeline:
         """Say that an allocation was made by checkpointing's second forward pass."""
         self.allocations[handle].recomputed = True
 
+    def place(self, handle: int, module: str) -> None:
+        """Say which module an allocation belongs to, where that is not known yet."""
+        if self.allocations[handle].module is None:
+            self.allocations[handle].module = module
 
-@dataclass(frozen=True, slots=True)
-class Replay:
-    """What the allocator model says of a timeline, in bytes.
+    def component(self, handle: int) -> str:
+        """Return what an allocation is; asked once the run is over.
 
-    The peak is that of the spans from step `first_step` on (and of `load`).
-    """
+        Activations and temporaries are told apart by their lives: saved for backward is what a
+        forward pass (or its recomputation) made and backward freed.
+        """
+        allocation = self.allocations[handle]
+        if allocation.component is not None:
+            return allocation.component
+        made = self.spans[allocation.phase].name
+        freed = None if allocation.freed_in is None else self.spans[allocation.freed_in].name
+        if allocation.recomputed or (made == "forward" and freed != "forward"):
+            return "activations"
+        return "temporaries"
 
-    phases: tuple[Phase, ...]
-    peak_phase: str
-    peak_requested_bytes: int
-    peak_allocated_bytes: int
-    peak_reserved_bytes: int
-    components: Components
-    largest: tuple[tuple[int, str, str], ...]
-
-
-def replay(timeline: Timeline, first_step: int, expandable: bool = False) -> Replay:
-    """Play a timeline through the allocator model.
-
-    Args:
-        first_step: peaks are read from this step on, as a profiler that skips the first step
-            (in which the optimizer's states do not exist yet) would.
-    """
-    allocator = CachingAllocator(expandable=expandable)
-    blocks: dict[int, Block | None] = {}
-    by_name: dict[str, list[int]] = {}
-    best_peak, best_event, best_phase, requested_peak = -1, 0, LOAD, 0
-    bounds = [span.first_event for span in timeline.spans[1:]] + [len(timeline.events)]
-    position = 0
-    for span, end in zip(timeline.spans, bounds, strict=True):
-        allocator.reset_peaks()
-        counted = span.name == LOAD or span.step >= first_step
-        span_peak, span_event = allocator.allocated_bytes, position
-        for index in range(position, end):
-            handle = timeline.events[index]
-            if handle >= 0:
-                blocks[handle] = allocator.allocate(timeline.allocations[handle].size_bytes)
-                if allocator.allocated_bytes > span_peak:
-                    span_peak, span_event = allocator.allocated_bytes, index + 1
-            else:
-                allocator.release(blocks.pop(~handle))
-        position = end
-        if counted:
-            known = by_name.setdefault(span.name, [0, 0])
-            known[0] = max(known[0], span_peak)
-            known[1] = allocator.allocated_bytes
-            requested_peak = max(requested_peak, allocator.peak_requested_bytes)
-            if span_peak > best_peak:
-                best_peak, best_event, best_phase = span_peak, span_event, span.name
-    components, largest = _breakdown(timeline, best_event, best_peak, expandable)
-    return Replay(
-        phases=tuple(Phase(name, peak, end) for name, (peak, end) in by_name.items()),
-        peak_phase=best_phase,
-        peak_requested_bytes=requested_peak,
-        peak_allocated_bytes=best_peak,
-        peak_reserved_bytes=allocator.peak_reserved_bytes,
-        components=components,
-        largest=largest,
-    )
-
-
-def _breakdown(
-    timeline: Timeline, event: int, total_bytes: int, expandable: bool
-) -> tuple[Components, tuple[tuple[int, str, str], ...]]:
-    """Return the components alive just before `event`, and the ten largest storages."""
-    allocator = CachingAllocator(expandable=expandable)
-    alive: dict[int, Block | None] = {}
-    for handle in timeline.events[:event]:
-        if handle >= 0:
-            alive[handle] = allocator.allocate(timeline.allocations[handle].size_bytes)
-        else:
-            allocator.release(alive.pop(~handle))
-    sizes: dict[str, int] = {}
-    rows: list[tuple[int, str, str]] = []
-    for handle, block in alive.items():
-        if block is None:
-            continue
-        allocation = timeline.allocations[handle]
-        component = allocation.component or _component(timeline, allocation)
-        sizes[component] = sizes.get(component, 0) + block.size_bytes
-        rows.append((block.size_bytes, component, timeline.spans[allocation.phase].name))
-    if sum(sizes.values()) != total_bytes:
-        raise AssertionError("the components at the peak do not add up to it")
-    return Components.from_names(sizes), tuple(sorted(rows, reverse=True)[:10])
-
-
-def _component(timeline: Timeline, allocation: Allocation) -> str:
-    """Tell activations from temporaries by their lives.
-
-    Saved for backward is what a forward pass (or its recomputation) made and backward freed.
-    """
-    made = timeline.spans[allocation.phase].name
-    freed = None if allocation.freed_in is None else timeline.spans[allocation.freed_in].name
-    if allocation.recomputed or (made == "forward" and freed != "forward"):
-        return "activations"
-    return "temporaries"
+    def span_at(self, event: int) -> Span:
+        """Return the span that an event belongs to."""
+        return self.spans[bisect_right(self.spans, event, key=lambda span: span.first_event) - 1]
