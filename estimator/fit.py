@@ -17,6 +17,7 @@ from estimator.case import Case
 from estimator.changes import Change, possible_changes
 from estimator.config_source import load_config
 from estimator.errors import CaseError, UnsupportedError
+from estimator.grid import grid as grid
 from estimator.headroom import Room
 
 MAX_BATCH = 2**16
