@@ -20,10 +20,10 @@ from typing import Any
 
 from benchmarks.causal_types_page import write_page
 from estimator.case import Case
+from estimator.errors import ModelError, UnsupportedError
 from estimator.families import PARSERS
 from estimator.units import format_gb
 from profiler.provenance import code_version
-from profiler.record import Record
 from profiler.workers import Worker
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -33,8 +33,9 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 """The fields of the three cases; all else is a case's default (bfloat16, batch size 1)."""
 
-CUT_LAYERS = 4
-"""Layers of a type that is not traced at its default depth within the time limit."""
+HUGE_PARAMETERS = 30_000_000_000
+CUT_LAYERS = 8
+"""Layers of a type whose default configuration has more parameters than that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,23 +95,38 @@ def default_configuration(model_type: str) -> dict[str, Any]:
 
 def trace_type(worker: Worker, model_type: str, class_name: str, timeout_s: float) -> Row:
     """Trace the three cases of one type."""
-    config = default_configuration(model_type)
-    runs: dict[str, Run] = {}
-    parameters = None
-    for name, fields in RUNS.items():
-        run, record = _trace(worker, config, fields, timeout_s, None)
-        if run.kind == "timeout":
-            cut = {**config, "num_hidden_layers": CUT_LAYERS}
-            run, _ = _trace(worker, cut, fields, timeout_s, CUT_LAYERS)
-        elif record.report is not None and parameters is None and name != "lora":
-            parameters = record.report.parameters.total
-        runs[name] = run
-    error = None
-    if all(run.reason is not None for run in runs.values()):
-        error = build_error(config)
     version, dirty = code_version()
     shown = version + ("-dirty" if dirty else "")
-    return Row(model_type, class_name, parameters, runs, error, shown)
+    config = default_configuration(model_type)
+    try:
+        parameters = _count(config)
+    except (ModelError, UnsupportedError) as error:
+        return Row(model_type, class_name, None, {}, str(error), shown)
+    layers = None
+    if parameters > HUGE_PARAMETERS:
+        layers = CUT_LAYERS
+        config["num_hidden_layers"] = layers
+    runs = {
+        name: _trace(worker, config, fields, timeout_s, layers) for name, fields in RUNS.items()
+    }
+    return Row(model_type, class_name, parameters, runs, None, shown)
+
+
+_BUILDING = threading.Lock()
+"""Building switches initialization off for the whole process."""
+
+
+def _count(config: dict[str, Any]) -> int:
+    """Return the parameters of a configuration's model, built on the meta device.
+
+    Raises:
+        ModelError, UnsupportedError: it does not build.
+    """
+    from profiler import build, tensors
+
+    with _BUILDING:
+        model = build.build_model(Case.from_dict({"model": config, "task": "training"}), "meta")
+        return tensors.count_parameters(model).total
 
 
 def _trace(
@@ -119,41 +135,18 @@ def _trace(
     fields: dict[str, Any],
     timeout_s: float,
     layers: int | None,
-) -> tuple[Run, Record]:
+) -> Run:
     started = time.monotonic()
     record = worker.run(Case.from_dict({"model": config, **fields}), timeout_s)
     seconds = round(time.monotonic() - started, 1)
-    if record.report is not None:
-        report = record.report
-        peak = report.peak
-        run = Run(
-            peak.allocated_bytes,
-            peak.phase,
-            seconds,
-            layers,
-            assumptions=tuple(report.assumptions),
-        )
-        return run, record
-    error = record.error
-    message = error.message if error is not None else "no report"
-    kind = "timeout" if record.status == "timeout" else error.kind if error is not None else None
-    return Run(None, None, seconds, layers, message, kind), record
-
-
-def build_error(config: dict[str, Any]) -> str | None:
-    """Return why transformers cannot build a configuration here, or None where it can."""
-    import torch
-    import transformers
-
-    values = {key: value for key, value in config.items() if key != "model_type"}
-    try:
-        built = transformers.AutoConfig.for_model(config["model_type"], **values)
-        with torch.device("meta"):
-            transformers.AutoModelForCausalLM.from_config(built)
-    except Exception as error:
-        line = " ".join(str(error).split())
-        return f"{type(error).__name__}: {line[:200]}"
-    return None
+    if record.report is None:
+        message = record.error.message if record.error is not None else record.status
+        kind = None if record.error is None else record.error.kind
+        return Run(None, None, seconds, layers, message, kind)
+    report = record.report
+    peak = report.peak
+    lines = tuple(report.assumptions)
+    return Run(peak.allocated_bytes, peak.phase, seconds, layers, assumptions=lines)
 
 
 def trace_types(

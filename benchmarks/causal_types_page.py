@@ -18,7 +18,8 @@ code, so a type needs no formulas here. This page is written by
 Each type is built from its default configuration (bfloat16, random weights on the meta device) and
 traced three times, batch size 1: a full training step of 64 tokens (fused AdamW), the same with
 LoRA on all linear layers, and 64 tokens prefilled and 8 decoded. The figures are peak allocated
-bytes, simulated, not measured. What is not traced is refused in one sentence; the reasons stand
+bytes, simulated, not measured; a type of more than 30 billion parameters is traced with 8 layers,
+which is said beside its figure. What is not traced is refused in one sentence; the reasons stand
 below the table.
 """
 

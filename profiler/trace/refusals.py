@@ -1,14 +1,14 @@
 """Turns a failure of a model's own code into one sentence for the user.
 
-Some classes of transformers fail with some configurations, on every device; others ask for values
-that meta tensors do not have. Neither is a bug here, and neither deserves a traceback.
+Some classes of transformers fail with some configurations, on every device; others take shapes from
+values that meta tensors do not have. Neither is a bug here, and neither deserves a traceback.
 """
 
 from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from estimator.case import Case
@@ -18,8 +18,12 @@ _OURS = str(Path(__file__).parents[1])
 
 
 @contextlib.contextmanager
-def refused(case: Case) -> Iterator[None]:
-    """Run a model's code; what it raises becomes an UnsupportedError, what we raise does not."""
+def refused(case: Case, guesses: Collection[str]) -> Iterator[None]:
+    """Run a model's code; what it raises becomes an UnsupportedError, what we raise does not.
+
+    Args:
+        guesses: values that were made up for the model's code so far: its failure may be theirs.
+    """
     try:
         yield
     except GpumemError:
@@ -27,7 +31,7 @@ def refused(case: Case) -> Iterator[None]:
     except Exception as error:
         if _raised_here(error):
             raise
-        raise UnsupportedError(_sentence(case, error)) from error
+        raise UnsupportedError(_sentence(case, error, bool(guesses))) from error
 
 
 def _raised_here(error: Exception) -> bool:
@@ -35,13 +39,13 @@ def _raised_here(error: Exception) -> bool:
     return bool(frames) and frames[-1].filename.startswith(_OURS)
 
 
-def _sentence(case: Case, error: Exception) -> str:
+def _sentence(case: Case, error: Exception, guessed: bool) -> str:
     import transformers
 
-    if isinstance(error, NotImplementedError):
+    if guessed or isinstance(error, NotImplementedError):
         return (
-            f"{case.model_name} cannot be traced: its code needs values that only real tensors "
-            f"have ({_line(error)}); measure it on a GPU with `gpumem profile`"
+            f"{case.model_name} cannot be traced: shapes in its code depend on values that only "
+            f"real tensors have ({_line(error)}); measure it on a GPU with `gpumem profile`"
         )
     return (
         f"{case.model_name} cannot be traced: its code in transformers {transformers.__version__} "

@@ -103,7 +103,7 @@ def _record(case: Case) -> tuple[Timeline, Parameters, tuple[str, ...]]:
         batch = loops.make_batch(case, config.vocab_size, "meta")
         recorder.register(batch.values(), "temporaries")
         play = _train if case.training else _generate
-        stack.enter_context(refused(case))
+        stack.enter_context(refused(case, recorder.answers.lines))
         stack.enter_context(modules.followed())
         # What the run still holds at its end stays alive until the timeline is closed.
         held = play(case, model, batch, recorder)
