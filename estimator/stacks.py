@@ -17,9 +17,9 @@ class Stack:
     `gradient_checkpointing_enable` before transformers 5. `shifted_logits`: the loss copied fp32
     logits without their last position (`logits[..., :-1, :].contiguous()`), before transformers
     4.50; today labels are shifted instead. `uncast_loss_types`: model types whose own loss did so
-    in the logits' dtype, without the fp32 copy. `fp32_norms_on_quantized`: norms of a quantized base are
-    cast to fp32, without the rest of k-bit preparation; bitsandbytes' linears answer in their
-    input's dtype, so the whole residual stream is fp32 then.
+    in the logits' dtype, without the fp32 copy. `fp32_norms_on_quantized`: norms of a quantized
+    base are cast to fp32, without the rest of k-bit preparation; bitsandbytes' linears answer in
+    their input's dtype, so the whole residual stream is fp32 then.
     """
 
     name: str

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from estimator.architecture.context import MAX_FLASH_HEAD, Context
+from estimator.architecture.context import AMP_WIDTH, MAX_FLASH_HEAD, Context
 from estimator.architecture.norms import norm, norm_by_head
 from estimator.architecture.parts import capped, cast, dropout, linear, operands, scale
 from estimator.architecture.rotary import rotate_states
@@ -93,6 +93,8 @@ def attend(
 
     `by_head` is whether queries (and keys) lie in memory as [B, heads, Q, d].
     """
+    if ctx.amp is not None:
+        return _under_autocast(tape, query, key, value, spec, ctx), None
     chosen = kernel(spec, ctx)
     if chosen == "eager":
         return _eager(tape, query, key, value, spec, ctx, by_head)
@@ -105,6 +107,17 @@ def attend(
         tape.drop(out)
         return copy, None
     return out, None
+
+
+def _under_autocast(
+    tape: Tape, query: Tensor, key: Tensor, value: Tensor, spec: Attention, ctx: Context
+) -> Tensor:
+    """Autocast hands sdpa queries, keys and values in half precision."""
+    inner = replace(ctx, width=AMP_WIDTH, half=ctx.amp, amp=None)
+    q, k, v = (cast(tape, x, AMP_WIDTH) for x in (query, key, value))
+    out, _ = attend(tape, q, k, v, spec, inner)
+    tape.drop(q, k, v)
+    return out
 
 
 def _project(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,6 +10,11 @@ from estimator.spec import Layer, Linear
 WIDTHS = {"bfloat16": 2, "float16": 2, "float32": 4}
 """Bytes of an element."""
 
+AMP_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
+"""What autocast computes in."""
+
+AMP_WIDTH = 2
+
 MAX_FLASH_HEAD = 256
 
 
@@ -44,6 +49,8 @@ class Context:
     double_quantization: bool = False
     compute_width: int = 2
     """Bytes of an element in which quantized linears compute: the dtype as loaded."""
+    amp: str | None = None
+    """`bfloat16` or `float16` under autocast."""
 
     @property
     def tokens(self) -> int:
@@ -94,6 +101,7 @@ def training_context(case: Case) -> Context:
         quantization=case.quantization,
         double_quantization=case.double_quantization,
         compute_width=WIDTHS[case.dtype],
+        amp=None if case.mixed_precision is None else AMP_DTYPES[case.mixed_precision],
     )
 
 

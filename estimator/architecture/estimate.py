@@ -51,7 +51,7 @@ def estimate_architecture(case: Case) -> MemoryReport:
 def _refuse(case: Case, spec: ModelSpec) -> None:
     """Say clearly what has no formula yet."""
     reasons = {
-        f"mixed_precision {case.mixed_precision!r}": case.mixed_precision is not None,
+        f"mixed_precision {case.mixed_precision!r} here": _amp_unknown(case, spec),
         f"cache {case.cache!r}": not case.training and case.cache != "dynamic",
         f"stack {case.stack!r}": case.stack is not None,
         "DoRA": case.lora is not None and case.lora.use_dora,
@@ -65,6 +65,24 @@ def _refuse(case: Case, spec: ModelSpec) -> None:
                 f"the architecture formulas do not know {what} yet: use gpumem trace, "
                 "gpumem profile on a GPU, or --formulas article"
             )
+
+
+def _amp_unknown(case: Case, spec: ModelSpec) -> bool:
+    """Whether autocast has no formula here: inference, eager attention, and other blocks than
+    Llama's (their casts have not been worked out)."""
+    if case.mixed_precision is None:
+        return False
+    plain = all(
+        layer.attention.rotary_style == "tables"
+        and layer.attention.rotary
+        and layer.attention.qk_norm is None
+        and layer.attention.fused is None
+        and layer.mlp.activation in ("silu", "gelu", "gelu_pytorch_tanh")
+        and layer.input_norm is not None
+        and layer.input_norm.kind == "rms"
+        for layer in set(spec.layers)
+    )
+    return not plain or not case.training or case.attention == "eager"
 
 
 def _assumptions(case: Case, config: ModelConfig) -> tuple[str, ...]:

@@ -12,7 +12,17 @@ from estimator.architecture.attentions import self_attention
 from estimator.architecture.context import Context
 from estimator.architecture.moe import feed_forward
 from estimator.architecture.norms import norm
-from estimator.architecture.parts import add, capped, cast, dropout, operands, parameter, scale
+from estimator.architecture.parts import (
+    add,
+    capped,
+    cast,
+    dropout,
+    half_weight,
+    operands,
+    parameter,
+    product_input,
+    scale,
+)
 from estimator.architecture.tape import PASS, Tape, Tensor
 from estimator.spec import Layer, ModelSpec, Norm
 
@@ -174,13 +184,15 @@ def final_norm(tape: Tape, x: Tensor, spec: ModelSpec, ctx: Context) -> Tensor:
 
 def logits(tape: Tape, x: Tensor, spec: ModelSpec, ctx: Context, rows: int) -> Tensor:
     """The head's product for `rows` tokens: [rows, vocabulary]."""
-    weight = parameter(spec.head.weight_count, ctx.width, ctx.full)
-    inputs: tuple[Tensor, ...] = (weight, x)
+    read = product_input(tape, x, ctx)
+    weight = half_weight(tape, parameter(spec.head.weight_count, ctx.width, ctx.full), ctx)
+    inputs: tuple[Tensor, ...] = (weight, read)
     if spec.head.bias:
-        inputs = (parameter(spec.head.outputs, ctx.width, ctx.full), weight, x)
+        inputs = (parameter(spec.head.outputs, ctx.width, ctx.full), weight, read)
     count = rows * spec.vocab_size
-    saves = operands(x, weight)
-    out = tape.op(count, ctx.width, inputs, saves, viewed=True, component="logits")
+    saves = operands(read, weight)
+    out = tape.op(count, read.width, inputs, saves, viewed=True, component="logits")
+    tape.drop(weight, read)
     if spec.logits_scaled:
         scaled = tape.op(count, ctx.width, (out,), component="logits")
         tape.drop(out)

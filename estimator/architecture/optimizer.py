@@ -13,7 +13,6 @@ from estimator.case import Case
 from estimator.errors import UnsupportedError
 from estimator.units import ceil_div
 
-
 _SMALLEST_8BIT = 4096
 _SMALLEST_PAGED = 100_000
 _BLOCK_8BIT = 256

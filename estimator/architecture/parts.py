@@ -6,7 +6,7 @@ its reference; what is returned belongs to the caller.
 
 from __future__ import annotations
 
-from estimator.architecture.context import Context
+from estimator.architecture.context import AMP_WIDTH, Context
 from estimator.architecture.tape import NEW, PASS, Tape, Tensor
 from estimator.spec import Linear
 
@@ -29,8 +29,29 @@ def cast(tape: Tape, x: Tensor, width: int) -> Tensor:
 
 
 def add(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
-    """`a + b`: saves nothing, passes the gradient to both."""
-    return tape.op(a.count, a.width, (a, b), grads=(PASS, PASS))
+    """`a + b`: saves nothing, passes the gradient to both, cast where one was promoted."""
+    width = max(a.width, b.width)
+    grads = tuple(PASS if t.width == width else NEW for t in (a, b))
+    return tape.op(a.count, width, (a, b), grads=grads)
+
+
+def half_weight(tape: Tape, weight: Tensor, ctx: Context) -> Tensor:
+    """The weight as a product under autocast reads it: a copy in half precision, if it is fp32.
+
+    Copies of weights that train are kept until the context ends; others are made again each time.
+    Source: aten/src/ATen/autocast_mode.cpp, `cached_cast`.
+    """
+    if ctx.amp is None or weight.width == AMP_WIDTH:
+        return weight
+    copy = tape.op(weight.count, AMP_WIDTH, (weight,))
+    if weight.grad and tape.stop_after is None:
+        tape.cache(copy)
+    return copy
+
+
+def product_input(tape: Tape, x: Tensor, ctx: Context) -> Tensor:
+    """What a matrix product reads: under autocast a copy in half precision."""
+    return tape.alias(x) if ctx.amp is None else cast(tape, x, AMP_WIDTH)
 
 
 def multiply(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
@@ -83,12 +104,16 @@ def linear(tape: Tape, x: Tensor, spec: Linear, ctx: Context, viewed: bool = Tru
 
 
 def _product(tape: Tape, x: Tensor, spec: Linear, ctx: Context, rows: int, viewed: bool) -> Tensor:
-    weight = parameter(spec.weight_count, x.width, ctx.full)
-    inputs: tuple[Tensor, ...] = (weight, x)
+    read = product_input(tape, x, ctx)
+    weight = half_weight(tape, parameter(spec.weight_count, ctx.width, ctx.full), ctx)
+    inputs: tuple[Tensor, ...] = (weight, read)
     if spec.bias:
-        inputs = (parameter(spec.outputs, x.width, ctx.full), weight, x)
-    saves = operands(x, weight)
-    return tape.op(rows * spec.outputs, x.width, inputs, saves, viewed=viewed)
+        bias = half_weight(tape, parameter(spec.outputs, ctx.width, ctx.full), ctx)
+        inputs = (bias, weight, read)
+    saves = operands(read, weight)
+    out = tape.op(rows * spec.outputs, read.width, inputs, saves, viewed=viewed)
+    tape.drop(*inputs)
+    return out
 
 
 def _adapted(
@@ -110,17 +135,20 @@ def _adapted(
     scaled = scale(tape, up)
     tape.drop(up)
     # Where the base is in half precision, its gradient is cast back by the engine.
-    base_grad = PASS if result.width == width else NEW
-    total = tape.op(result.count, width, (result, scaled), grads=(base_grad, PASS))
+    given = result.width
+    total = add(tape, result, scaled)
     tape.drop(scaled, result)
-    out = cast(tape, total, x.width)
+    out = cast(tape, total, given)
     tape.drop(total, x32)
     return out
 
 
 def adapter(tape: Tape, x: Tensor, rows: int, inputs: int, outputs: int, ctx: Context) -> Tensor:
-    weight = parameter(inputs * outputs, ctx.adapter_width, ctx.training)
-    return tape.op(rows * outputs, ctx.adapter_width, (weight, x), (x, weight), viewed=True)
+    read = product_input(tape, x, ctx)
+    weight = half_weight(tape, parameter(inputs * outputs, ctx.adapter_width, ctx.training), ctx)
+    out = tape.op(rows * outputs, read.width, (weight, read), (read, weight), viewed=True)
+    tape.drop(read, weight)
+    return out
 
 
 def activation(tape: Tape, x: Tensor, name: str) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from estimator.architecture.context import Context
-from estimator.architecture.parts import adapter, cast, dropout, scale
+from estimator.architecture.parts import adapter, add, cast, dropout, scale
 from estimator.architecture.tape import PASS, Tape, Tensor
 from estimator.spec import Linear
 from estimator.units import ceil_div
@@ -94,7 +94,8 @@ def _adapted(tape: Tape, x: Tensor, result: Tensor, spec: Linear, ctx: Context) 
     lora = ctx.lora
     assert lora is not None
     rows = x.count // spec.inputs
-    wide = cast(tape, x, ctx.adapter_width)
+    # Under autocast peft leaves the casts to it.
+    wide = cast(tape, x, x.width if ctx.amp else ctx.adapter_width)
     dropped = dropout(tape, wide, lora.lora_dropout, ctx)
     down = adapter(tape, dropped, rows, spec.inputs, lora.r, ctx)
     tape.drop(dropped)
@@ -102,9 +103,9 @@ def _adapted(tape: Tape, x: Tensor, result: Tensor, spec: Linear, ctx: Context) 
     tape.drop(down)
     scaled = scale(tape, up)
     tape.drop(up)
-    output = cast(tape, scaled, result.width)
+    output = cast(tape, scaled, scaled.width if ctx.amp else result.width)
     tape.drop(scaled)
-    out = tape.op(result.count, result.width, (result, output), grads=(PASS, PASS))
+    out = add(tape, result, output)
     tape.drop(output, result, wide)
     return out
 
@@ -130,5 +131,3 @@ def quantized_blocks(spec: Linear, quantization: str, double: bool) -> Iterator[
     else:
         yield 4 * scales
     yield 64
-
-

@@ -51,11 +51,11 @@ def rotate_states(tape: Tape, query: Tensor, key: Tensor, spec: Attention, ctx: 
     """Rotate queries and keys, both of which are borrowed."""
     tables = _repeated_tables(tape, spec, ctx)
     if spec.rotary_dim is None:
-        turned = _turn(tape, (query, key), spec, tables)
+        turned = _turn(tape, (query, key), spec, ctx, tables)
         tape.drop(*tables)
         return Rotated(turned[0], turned[1])
     parts = [_parts(tape, x, spec) for x in (query, key)]
-    turned = _turn(tape, (parts[0][0], parts[1][0]), spec, tables)
+    turned = _turn(tape, (parts[0][0], parts[1][0]), spec, ctx, tables)
     joined = []
     for first, (_, rest) in zip(turned, parts, strict=True):
         count = first.count + rest.count
@@ -85,13 +85,24 @@ def _repeated_tables(tape: Tape, spec: Attention, ctx: Context) -> tuple[Tensor,
 
 
 def _turn(
-    tape: Tape, states: tuple[Tensor, ...], spec: Attention, tables: tuple[Tensor, ...]
+    tape: Tape,
+    states: tuple[Tensor, ...],
+    spec: Attention,
+    ctx: Context,
+    tables: tuple[Tensor, ...],
 ) -> tuple[Tensor, ...]:
     if spec.rotary_style == "fp32_input":
         wide = tuple(cast(tape, x, 4) for x in states)
     else:
         wide = tuple(tape.alias(x) for x in states)
-    turned = tuple(_rotate(tape, x, spec.rotary_style, tables) for x in wide)
+    style = spec.rotary_style
+    if style == "tables" and ctx.width == 4 and ctx.amp:
+        # Under autocast projections are in half precision, but the tables are not.
+        style = "fp32_tables"
+    turned = tuple(_rotate(tape, x, style, tables) for x in wide)
+    if spec.rotary_style == "tables":
+        tape.drop(*wide)
+        return turned
     outs = tuple(cast(tape, x, given.width) for x, given in zip(turned, states, strict=True))
     tape.drop(*turned, *wide)
     return outs

@@ -113,6 +113,7 @@ class Tape:
     first_unpack: int = 0
     _alive: dict[int, Storage] = field(default_factory=dict)
     _stopped: bool = False
+    _cached: list[Tensor] = field(default_factory=list)
 
     def new(
         self, count: int, width: int, grad: bool = False, component: str | None = None
@@ -268,6 +269,15 @@ class Tape:
                     self._sum(buffers, tensor, storage, viewed)
         self.nodes.clear()
         return {key: storage for key, (storage, _) in buffers.items()}
+
+    def cache(self, tensor: Tensor) -> None:
+        """Keep a reference until `release_cached`: autocast's cache of cast weights."""
+        self._cached.append(self.alias(tensor))
+
+    def release_cached(self) -> None:
+        """The autocast context ends: what autograd has not saved is freed."""
+        self.drop(*self._cached)
+        self._cached.clear()
 
     def take_pins(self, first_pass: Tape) -> None:
         """What the first pass's custom functions kept is freed as their nodes run."""

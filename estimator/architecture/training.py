@@ -13,7 +13,7 @@ from estimator.architecture.inventory import Held, Inventory, held, trainable, w
 from estimator.architecture.optimizer import optimizer_memory
 from estimator.architecture.rotary import table_bytes, tables_saved
 from estimator.architecture.run import Pass, Run
-from estimator.architecture.tape import Storage, Tape, Tensor
+from estimator.architecture.tape import Event, Storage, Tape, Tensor
 from estimator.case import Case
 from estimator.gpus import workspace_bytes
 from estimator.spec import Layer, ModelSpec
@@ -30,6 +30,7 @@ class LayerPasses:
     backward: Pass
     out_grad: bool
     keeps_input: bool
+    release: Pass
 
 
 def play_training(case: Case, spec: ModelSpec, items: Inventory) -> Run:
@@ -101,11 +102,10 @@ def _forward_and_backward(
     head.drop(x)
     norm_events = head.take_events()
     scores = blocks.logits(head, normed, spec, ctx, ctx.tokens)
-    head.drop(normed)
     value = blocks.loss(head, scores, ctx)
-    if not keep_logits:
-        head.drop(scores)
-    loss_events = head.take_events()
+    # The model's forward still names its last hidden states.
+    head.drop(normed)
+    loss_events, converted = _outputs(head, scores, ctx, keep_logits)
     run.play(Pass.of(norm_events, "the final norm"))
     run.change("temporaries", -also_held.allocated_bytes, -also_held.requested_bytes)
     run.change("temporaries", -passing)
@@ -113,6 +113,9 @@ def _forward_and_backward(
     run.play(Pass.of(embedding.take_events(), "the model's forward returns"))
     vocabulary = f"the loss over the {spec.vocab_size}-token vocabulary"
     run.play(Pass.of(loss_events, vocabulary))
+    for key in kinds.order:
+        run.play(kinds.passes[key].release)
+    run.play(Pass.of(converted, "the outputs in fp32"))
     run.begin("backward")
     head_table = _tied_table(head, spec)
     pending = head.backward(value, Storage(0, "logits")).get(id(head_table))
@@ -129,8 +132,31 @@ def _forward_and_backward(
         if gradient is not None:
             embedding.keep_gradient(gradient)
         run.play(Pass.of(embedding.take_events(), "backward of the embeddings"))
-    if keep_logits and scores.storage is not None:
-        run.change("logits", -scores.storage.allocated, -scores.storage.requested)
+    if keep_logits:
+        width = 4 if ctx.amp else scores.width
+        kept_scores = Storage(scores.count * width, "logits")
+        run.change("logits", -kept_scores.allocated, -kept_scores.requested)
+
+
+def _outputs(
+    head: Tape, scores: Tensor, ctx: Context, keep_logits: bool
+) -> tuple[list[Event], list[Event]]:
+    """Return the events of the loss, and those of what is done to the outputs after it.
+
+    Under autocast accelerate casts the logits to fp32 once the model has returned
+    (`convert_outputs_to_fp32`). The loop then lets go of them, or keeps them.
+    """
+    if ctx.amp is None:
+        if not keep_logits:
+            head.drop(scores)
+        return head.take_events(), []
+    loss_events = head.take_events()
+    head.release_cached()
+    wide = head.new(scores.count, 4, component="logits")
+    head.drop(scores)
+    if not keep_logits:
+        head.drop(wide)
+    return loss_events, head.take_events()
 
 
 def _kept_masks(
@@ -210,7 +236,10 @@ def _play_layer(
     keeps_input = x.storage.refs > 0
     # A layer's output is the next one's input.
     out.storage.saved = out.storage.saved or keeps_input
-    forward = Pass.of(tape.take_events(), "a layer's forward")
+    forward_events = tape.take_events()
+    tape.release_cached()
+    release = Pass.of(tape.take_events(), "autocast's copies of weights go")
+    forward = Pass.of(forward_events, "a layer's forward")
     if ctx.checkpointing:
         first_pass = tape
         tape = Tape(accumulate=accumulates, stop_after=first_pass.saving_nodes)
@@ -229,7 +258,7 @@ def _play_layer(
     if not in_grad:
         for storage in reached.values():
             storage.refs -= 1
-    return LayerPasses(forward, Pass.of(tape.events, label), out.grad, keeps_input)
+    return LayerPasses(forward, Pass.of(tape.events, label), out.grad, keeps_input, release)
 
 
 def _block_input(spec: ModelSpec, ctx: Context, grad: bool) -> Tensor:
