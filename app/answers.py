@@ -10,7 +10,7 @@ import click
 
 from app.options import asked_quiet, asked_verbose, read_case, read_cases
 from app.output import headline, render_report, wrap
-from app.verdict import judge
+from app.verdict import Verdict, judge
 from estimator.case import Case
 from estimator.errors import CaseError, EnvironmentUnavailable, GpumemError
 from estimator.gpus import find_gpu
@@ -48,11 +48,30 @@ def answer(ctx: click.Context, answer_case: Answer, options: dict[str, Any]) -> 
         raise click.UsageError("--check needs a card: give --gpu (`gpumem gpus` lists them)", ctx)
     report = answer_case(case)
     verdict = None if case.gpu is None else judge(report, find_gpu(case.gpu))
+    show_answer(ctx, options, report, verdict)
+
+
+def show_answer(
+    ctx: click.Context,
+    options: dict[str, Any],
+    report: MemoryReport,
+    verdict: Verdict | None,
+    details: str | None = None,
+    extra: dict[str, Any] | None = None,
+) -> None:
+    """Print a report as text or JSON; exit with 1 where `--check` finds that it does not fit.
+
+    Args:
+        details: a paragraph for people, after the report.
+        extra: more keys of the JSON object.
+    """
     if options["as_json"]:
-        click.echo(json.dumps(report.to_dict()))
+        click.echo(json.dumps({**report.to_dict(), **(extra or {})}))
     else:
         quiet, verbose = verbosity(ctx, options)
         click.echo(wrap(headline(report)) if quiet else render_report(report, verbose))
+        if details is not None and not quiet:
+            click.echo(details)
         if verdict is not None:
             click.echo(wrap(verdict.sentence))
     if options["check"] and verdict is not None and verdict.state == "does not fit":

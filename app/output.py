@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from estimator.case import Case
 from estimator.report import COMPONENTS, MemoryReport
 from estimator.units import GB, GIB, format_both
+
+if TYPE_CHECKING:
+    from profiler.trace.replay import Storage
 
 WIDTH = 80
 
@@ -72,6 +76,17 @@ def render_report(report: MemoryReport, verbose: bool = False) -> str:
     if verbose:
         parts += ["case:", *(f"  {name} = {value!r}" for name, value in report.case.items())]
     return "\n".join(parts)
+
+
+def render_storages(storages: Sequence[Storage]) -> str:
+    """Return the largest storages alive at the peak as a table: sizes, what, made where."""
+    rows = [["largest at the peak", "made by", "GB", "GiB"]]
+    for storage in storages:
+        operation = (storage.operation or "").rpartition(".")[2]
+        made = " ".join(part for part in (storage.module, operation and f"({operation})") if part)
+        sizes = [f"{storage.size_bytes / GB:.3f}", f"{storage.size_bytes / GIB:.3f}"]
+        rows.append([storage.component.replace("_", " "), made or storage.phase, *sizes])
+    return table(rows, left=2)
 
 
 def _components(report: MemoryReport, verbose: bool) -> str:

@@ -3,6 +3,6 @@
 `trace_case` is the entry; it needs torch and a few seconds. See docs/trace.md.
 """
 
-from profiler.trace.session import record_timeline, trace_case
+from profiler.trace.session import Trace, record_timeline, trace_case, trace_run
 
-__all__ = ["record_timeline", "trace_case"]
+__all__ = ["Trace", "record_timeline", "trace_case", "trace_run"]
