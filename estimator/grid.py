@@ -21,6 +21,7 @@ from estimator.config_source import load_config
 
 _LENGTHS_A_PART = 7
 _BATCHES_A_PART = 5
+_LENGTHS_AN_INSTANT = 3
 _WINDOWS = ("sliding_window", "attention_chunk_size")
 _POWERS = ((0, 0), (1, 0), (0, 1), (1, 1), (1, 2))
 """Powers of B and S: what does not change, sequences, positions, tokens, scores."""
@@ -62,20 +63,34 @@ def _parts(axis: Sequence[int], bounds: Sequence[int]) -> Iterator[Sequence[int]
 def _part(case: Case, batches: Sequence[int], lengths: Sequence[int]) -> dict[_Point, float]:
     known: dict[_Point, float] = {}
     by_instant: dict[tuple[str, str | None], dict[_Point, float]] = {}
-    for b in _spread(batches, _BATCHES_A_PART):
-        for s in _spread(lengths, _LENGTHS_A_PART):
+
+    def look(b: int, s: int) -> None:
+        if (b, s) not in known:
             peak = estimate(replace(case, batch_size=b, sequence_length=s)).peak
             known[b, s] = peak.allocated_bytes
             by_instant.setdefault((peak.phase, peak.instant), {})[b, s] = peak.allocated_bytes
+
+    rows, columns = _spread(batches, _BATCHES_A_PART), _spread(lengths, _LENGTHS_A_PART)
+    for b in rows:
+        for s in columns:
+            look(b, s)
+    # An instant seen at a length or two may grow in any way: look around them.
+    for points in list(by_instant.values()):
+        seen = sorted({s for _, s in points})
+        if len(seen) < _LENGTHS_AN_INSTANT:
+            few = {b for b, _ in points}
+            for s in _between(lengths, columns, seen):
+                look(min(few), s)
+                look(max(few), s)
     fits = [_fit(points, known) for points in by_instant.values()]
     values: dict[_Point, float] = {}
     for b in batches:
         # Polynomials in S alone, for this batch.
-        rows = [
+        by_length = [
             [sum(c * b**p for (p, q), c in fit.items() if q == n) for n in range(3)] for fit in fits
         ]
         for s in lengths:
-            values[b, s] = max(c0 + s * (c1 + s * c2) for c0, c1, c2 in rows)
+            values[b, s] = max(c0 + s * (c1 + s * c2) for c0, c1, c2 in by_length)
     return values | known
 
 
@@ -83,6 +98,15 @@ def _spread(axis: Sequence[int], count: int) -> list[int]:
     """Return up to `count` values of an axis, both ends and about equal ratios between them."""
     ratio = axis[-1] / axis[0]
     wanted = [axis[0] * ratio ** (i / (count - 1)) for i in range(count)]
+    return sorted({min(axis, key=lambda value: abs(value - want)) for want in wanted})
+
+
+def _between(axis: Sequence[int], nodes: Sequence[int], seen: Sequence[int]) -> list[int]:
+    """Return values of an axis on the way from those seen to the nodes on either side."""
+    below = max((node for node in nodes if node < seen[0]), default=seen[0])
+    above = min((node for node in nodes if node > seen[-1]), default=seen[-1])
+    wanted = [seen[0] + (below - seen[0]) * part for part in (0.25, 0.6)]
+    wanted += [seen[-1] + (above - seen[-1]) * part for part in (0.25, 0.6)]
     return sorted({min(axis, key=lambda value: abs(value - want)) for want in wanted})
 
 
