@@ -113,6 +113,9 @@ def _rotate(tape: Tape, x: Tensor, style: str, tables: tuple[Tensor, ...]) -> Te
     negated = tape.op(x.count // 2, x.width, (x,), grads=(x.size,), temporaries=(x.size // 2,))
     halves = tape.op(x.count, x.width, (negated, x), grads=(PASS, x.size))
     tape.drop(negated)
+    if style == "fp32_repeated":
+        narrow, halves = halves, cast(tape, halves, 4)
+        tape.drop(narrow)
     second = _times_table(tape, halves, style, tables[1:])
     tape.drop(halves)
     out = add(tape, first, second)
