@@ -78,23 +78,38 @@ def causal_types() -> dict[str, str]:
     return dict(sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()))
 
 
-def default_configuration(model_type: str) -> dict[str, Any]:
+def default_configuration(model_type: str, layers: int | None = None) -> dict[str, Any]:
     """Return the configuration object of a case for a type's default model.
 
     Naming the type is enough for transformers; the estimator, where it knows the type, wants the
     sizes spelled out.
+
+    Args:
+        layers: how many layers, instead of the type's own number.
     """
-    if model_type not in PARSERS:
-        return {"model_type": model_type}
     import transformers
 
-    values: dict[str, Any] = transformers.AutoConfig.for_model(model_type).to_dict()
+    cut: dict[str, Any] = {}
+    if layers is not None:
+        known = transformers.CONFIG_MAPPING[model_type]()
+        # The decoders of encoder-decoder models count their own.
+        names = ("num_hidden_layers", "decoder_layers", "num_decoder_layers")
+        cut = {name: layers for name in names if hasattr(known, name)}
+    if model_type not in PARSERS:
+        return {"model_type": model_type, **cut}
+    try:
+        default = transformers.AutoConfig.for_model(model_type, **cut)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return {"model_type": model_type, **cut}
+    values: dict[str, Any] = default.to_dict()
     kept = {key: value for key, value in values.items() if value is not None}
     return {**json.loads(json.dumps(kept, default=str)), "model_type": model_type}
 
 
-def trace_type(worker: Worker, model_type: str, class_name: str, timeout_s: float) -> Row:
-    """Trace the three cases of one type."""
+def trace_type(
+    worker: Worker, model_type: str, class_name: str, timeout_s: float, depth: int | None = None
+) -> Row:
+    """Trace the three cases of one type, with `depth` layers if that is given."""
     version, dirty = code_version()
     shown = version + ("-dirty" if dirty else "")
     config = default_configuration(model_type)
@@ -102,10 +117,18 @@ def trace_type(worker: Worker, model_type: str, class_name: str, timeout_s: floa
         parameters = _count(config)
     except (ModelError, UnsupportedError) as error:
         return Row(model_type, class_name, None, {}, str(error), shown)
-    layers = None
-    if parameters > HUGE_PARAMETERS:
+    layers = depth
+    if layers is None and parameters > HUGE_PARAMETERS:
         layers = CUT_LAYERS
-        config["num_hidden_layers"] = layers
+    if layers is not None:
+        cut = default_configuration(model_type, layers)
+        try:
+            _count(cut)
+        except (ModelError, UnsupportedError):
+            # Lists by layer that do not follow: this type is traced as it is.
+            layers = None
+        else:
+            config = cut
     runs = {
         name: _trace(worker, config, fields, timeout_s, layers) for name, fields in RUNS.items()
     }
@@ -150,9 +173,9 @@ def _trace(
 
 
 def trace_types(
-    types: dict[str, str], workers: int, timeout_s: float, say: Any = print
+    types: dict[str, str], workers: int, timeout_s: float, depth: int | None = None
 ) -> list[Row]:
-    """Trace many types, each in a worker process that survives or is replaced."""
+    """Trace many types in worker processes, and print each as it is done."""
     waiting: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
     for item in types.items():
         waiting.put(item)
@@ -166,10 +189,10 @@ def trace_types(
                     model_type, class_name = waiting.get_nowait()
                 except queue.Empty:
                     return
-                row = trace_type(worker, model_type, class_name, timeout_s)
+                row = trace_type(worker, model_type, class_name, timeout_s, depth)
                 with lock:
                     rows.append(row)
-                    say(describe(row))
+                    print(describe(row), flush=True)
 
     threads = [threading.Thread(target=work) for _ in range(workers)]
     for thread in threads:
@@ -247,6 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds a case (default 120)")
+    parser.add_argument("--layers", type=int, help="layers of every type (default: its own depth)")
     parser.add_argument("-o", "--output", type=Path, help="write the result as JSON")
     parser.add_argument("--page", type=Path, help="write the result as a Markdown page")
     options = parser.parse_args(arguments)
@@ -257,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if unknown:
             parser.error(f"transformers knows no causal model type {unknown[0]!r}")
         types = {name: types[name] for name in wanted}
-    rows = trace_types(types, options.workers, options.timeout)
+    rows = trace_types(types, options.workers, options.timeout, options.layers)
     if options.types and options.output is not None and options.output.exists():
         new = {row.model_type for row in rows}
         rows += [row for row in read_rows(options.output) if row.model_type not in new]

@@ -170,6 +170,12 @@ class Answers:
             total = known.share(args[0].numel())
             self._keep(out, replace(known, total=total, count=int(out.numel())))
 
+    def _learn_part(self, args: Any, out: Any) -> None:
+        known = self._sum_of(args[0])
+        if known is not None and not known.positions:
+            count = int(out.numel())
+            self._keep(out, Sum(known.share(count), count))
+
     def _learn_cumulated(self, args: Any, out: Any) -> None:
         known = self._sum_of(args[0])
         if known is not None:
@@ -214,6 +220,8 @@ _LESSONS: dict[Any, Callable[[Answers, Any, Any], None]] = {
     _ATEN._to_copy.default: Answers._learn_same,
     _ATEN.clone.default: Answers._learn_same,
     _ATEN.sum.dim_IntList: Answers._learn_same,
+    _ATEN.index.Tensor: Answers._learn_part,
+    _ATEN.index_select.default: Answers._learn_part,
     _ATEN.cumsum.default: Answers._learn_cumulated,
     _ATEN.gt.Scalar: Answers._learn_greater,
     _ATEN.ne.Scalar: Answers._learn_greater,

@@ -20,6 +20,7 @@ from profiler.trace.bitsandbytes_paths import managed_memory
 _DROPOUT = torch.nn.functional.dropout
 _SOFTMAX = torch.nn.functional.softmax
 _AUTOCAST = torch.autocast
+_ONE_HOT = torch.nn.functional.one_hot
 
 
 @contextlib.contextmanager
@@ -30,6 +31,7 @@ def as_on_cuda() -> Iterator[None]:
         stack.enter_context(managed_memory())
         stack.enter_context(_replaced(torch.nn.functional, "dropout", _dropout))
         stack.enter_context(_replaced(torch.nn.functional, "softmax", _softmax))
+        stack.enter_context(_replaced(torch.nn.functional, "one_hot", _one_hot))
         stack.enter_context(_replaced(torch, "autocast", _autocast))
         for name in (
             "_get_foreach_kernels_supported_devices",
@@ -71,6 +73,17 @@ def _softmax(input: Any, dim: Any = None, _stacklevel: int = 3, dtype: Any = Non
     if fused:
         return torch._softmax(input, dim, True)
     return _SOFTMAX(input, dim, _stacklevel, dtype)
+
+
+def _one_hot(tensor: Any, num_classes: int = -1) -> Any:
+    """CUDA writes ones into zeros; meta compares with a range.
+
+    Source: aten/src/ATen/native/Onehot.cpp.
+    """
+    if tensor.device.type != "meta" or num_classes < 0:
+        return _ONE_HOT(tensor, num_classes)
+    zeros = tensor.new_zeros((*tensor.shape, num_classes))
+    return zeros.scatter_(-1, tensor.unsqueeze(-1), 1)
 
 
 def _autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:

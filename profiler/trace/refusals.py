@@ -47,10 +47,11 @@ def _sentence(case: Case, error: Exception, guessed: bool) -> str:
             f"{case.model_name} cannot be traced: shapes in its code depend on values that only "
             f"real tensors have ({_line(error)}); measure it on a GPU with `gpumem profile`"
         )
+    adapters = ", its adapters' target_modules" if case.lora is not None else ""
     return (
-        f"{case.model_name} cannot be traced: its code in transformers {transformers.__version__} "
-        f"fails ({type(error).__name__}: {_line(error)}); change its configuration, or the "
-        "version of transformers"
+        f"{case.model_name} cannot be traced: its code fails with transformers "
+        f"{transformers.__version__} ({type(error).__name__}: {_line(error)}); change its "
+        f"configuration{adapters} or the version of transformers"
     )
 
 
