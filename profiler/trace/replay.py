@@ -106,6 +106,7 @@ def replay(timeline: Timeline, first_step: int, expandable: bool = False) -> Rep
     allocator = CachingAllocator(expandable=expandable)
     by_name: dict[str, list[int]] = {}
     best_peak, best_event, best_phase, requested_peak = -1, 0, LOAD, 0
+    maker: Allocation | None = None
     bounds = [span.first_event for span in timeline.spans[1:]] + [len(timeline.events)]
     events = play(timeline, allocator)
     position = 0
@@ -116,7 +117,7 @@ def replay(timeline: Timeline, first_step: int, expandable: bool = False) -> Rep
         for played in islice(events, end - position):
             if allocator.allocated_bytes > span_peak:
                 span_peak, span_event = allocator.allocated_bytes, played.event + 1
-        position = end
+        start, position = position, end
         if counted:
             known = by_name.setdefault(span.name, [0, 0])
             known[0] = max(known[0], span_peak)
@@ -124,8 +125,9 @@ def replay(timeline: Timeline, first_step: int, expandable: bool = False) -> Rep
             requested_peak = max(requested_peak, allocator.peak_requested_bytes)
             if span_peak > best_peak:
                 best_peak, best_event, best_phase = span_peak, span_event, span.name
+                last = timeline.events[span_event - 1]
+                maker = timeline.allocations[last] if span_event > start else None
     components, largest = _breakdown(timeline, best_event, best_peak, expandable)
-    last = timeline.events[best_event - 1] if best_event else -1
     return Replay(
         phases=tuple(Phase(name, peak, end) for name, (peak, end) in by_name.items()),
         peak_phase=best_phase,
@@ -134,7 +136,7 @@ def replay(timeline: Timeline, first_step: int, expandable: bool = False) -> Rep
         peak_reserved_bytes=allocator.peak_reserved_bytes,
         components=components,
         peak_event=best_event,
-        peak_maker=timeline.allocations[last] if last >= 0 else None,
+        peak_maker=maker,
         largest=largest,
     )
 
