@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from estimator.allocator import (
+    LARGE_SEGMENT_BYTES,
     MIN_BLOCK_BYTES,
     MIN_LARGE_BYTES,
     ROUND_LARGE_BYTES,
@@ -72,10 +73,14 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Instant:
-    """A moment that may be the highest: its phase and how many storages of each size are alive."""
+    """A moment that may be the highest: its phase and how many storages of each size are alive.
+
+    `unsplit_bytes` is what those of constant size occupy beyond their own blocks.
+    """
 
     phase: str
     counts: tuple[int, ...]
+    unsplit_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +99,8 @@ class Stream:
     """The allocations and frees of a run, whatever its batch and length in a region.
 
     An event is the number of a size (an allocation), or `~age` for the free of the storage that was
-    allocated `age` allocations before the latest. `unsplit` is the share of rests (of up to 1 MiB
-    of a new segment) that were not split off, as seen in replays; only `grid` uses it.
+    allocated `age` allocations before the latest. `unsplit` is the share of rests (up to 1 MiB of a
+    segment) that were not split off, as seen in replays. Only `grid` uses it and the instants.
     """
 
     sizes: tuple[Polynomial, ...]
@@ -195,27 +200,37 @@ def _highest(stream: Stream, batch: Any, length: Any, phase: str | None) -> Any:
     import numpy as np
 
     blocks = block_sizes(stream, batch, length, stream.unsplit)
-    counts = [i.counts for i in stream.instants if phase is None or i.phase == phase]
-    if not counts:
+    chosen = [i for i in stream.instants if phase is None or i.phase == phase]
+    if not chosen:
         raise UnsupportedError(f"the run has no phase {phase!r}")
     # Sums stay below 2**53, so that float64 and its fast product are exact.
-    return np.rint((np.array(counts, np.float64) @ blocks).max(axis=0)).astype(np.int64)
+    totals = np.array([i.counts for i in chosen], np.float64) @ blocks
+    totals += np.array([[i.unsplit_bytes] for i in chosen], np.float64)
+    return np.rint(totals.max(axis=0)).astype(np.int64)
 
 
 def block_sizes(stream: Stream, batch: Any, length: Any, unsplit: float) -> Any:
     """Return mean block sizes: [sizes, points] in float64, for int64 arrays of points.
 
-    A block of 10 MiB or more that gets a new segment keeps the segment's rest where that is too
-    small to be split off; `unsplit` is how many of those that could do so do.
+    The last block of a segment keeps the rest of it where that is too small to be split off;
+    `unsplit` is how many of those that could do so do. Segments of 20 MiB hold several blocks.
     """
     import numpy as np
 
     rows = []
     for size in stream.sizes:
         block = -(-evaluate(size, batch, length) // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES
-        rest = -(-block // ROUND_LARGE_BYTES) * ROUND_LARGE_BYTES - block
-        kept = (block >= MIN_LARGE_BYTES) & (rest <= SMALL_BYTES)
-        rows.append(block + unsplit * (rest * kept))
+        large = block >= MIN_LARGE_BYTES
+        several = LARGE_SEGMENT_BYTES // np.maximum(block, 1)
+        rest = np.where(
+            large,
+            -(-block // ROUND_LARGE_BYTES) * ROUND_LARGE_BYTES - block,
+            LARGE_SEGMENT_BYTES - several * block,
+        )
+        kept = (block > SMALL_BYTES) & (rest <= SMALL_BYTES)
+        varies = any(term.batch or term.length or term.multiple for term in size)
+        share = unsplit * varies / np.where(large, 1, np.maximum(several, 1))
+        rows.append(block + share * (rest * kept))
     return np.array(rows, np.float64)
 
 

@@ -38,7 +38,7 @@ def _stream_to_dict(stream: Stream) -> dict[str, Any]:
         ],
         "events": list(stream.events),
         "spans": [[s.phase, s.counted, s.first_event] for s in stream.spans],
-        "instants": [[i.phase, list(i.counts)] for i in stream.instants],
+        "instants": [[i.phase, list(i.counts), i.unsplit_bytes] for i in stream.instants],
         "unsplit": stream.unsplit,
     }
 
@@ -154,8 +154,8 @@ def _stream(data: Any) -> Stream:
     if not spans or firsts[0] != 0 or firsts != sorted(firsts) or firsts[-1] > len(events):
         raise ValueError
     instants = tuple(
-        Instant(_checked(phase, str), tuple(_whole(count) for count in counts))
-        for phase, counts in data["instants"]
+        Instant(_checked(phase, str), tuple(_whole(count) for count in counts), _whole(unsplit))
+        for phase, counts, unsplit in data["instants"]
     )
     if not instants or any(len(instant.counts) != len(sizes) for instant in instants):
         raise ValueError

@@ -8,7 +8,7 @@ known costs a single trace, at which every size has to agree.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,7 @@ lies close to it."""
 
 _SAMPLE_BATCHES = (1, 2, 3, 4, 6, 8, 16, 64, 256)
 _SAMPLE_LENGTHS = tuple(round(MIN_LENGTH * 1.7**step) for step in range(18))
-_REPLAYED_TOKENS = (700, 2900, 6100, 13000, 29000)
+_REPLAYED_TOKENS = (300, 700, 1500, 2900, 6100, 13000, 29000)
 _WINDOWS = ("sliding_window", "attention_chunk_size")
 
 
@@ -216,12 +216,9 @@ def _with_instants(surface: Surface, region: str, stream: Stream) -> Stream:
         rows = np.unique(counts, axis=0)
         winners = np.unique((rows.astype(np.float64) @ blocks).argmax(axis=0))
         instants += [Instant(phase, tuple(map(int, rows[winner]))) for winner in winners]
-    found = Stream(stream.sizes, stream.events, stream.spans, tuple(instants))
     tokens = batch * length
     nearest = {samples[int(np.abs(tokens - wanted).argmin())] for wanted in _REPLAYED_TOKENS}
-    return Stream(
-        stream.sizes, stream.events, stream.spans, tuple(instants), _unsplit(found, sorted(nearest))
-    )
+    return _with_rests(replace(stream, instants=tuple(instants)), sorted(nearest))
 
 
 def _local_peaks(stream: Stream) -> dict[str, Any]:
@@ -246,18 +243,29 @@ def _local_peaks(stream: Stream) -> dict[str, Any]:
     return {phase: np.array(rows) for phase, rows in found.items()}
 
 
-def _unsplit(stream: Stream, points: Sequence[Point]) -> float:
-    """Return the share of rests that stay unsplit: the mean over phases of replays at points."""
-    missing = possible = 0.0
+def _with_rests(stream: Stream, points: Sequence[Point]) -> Stream:
+    """Return a stream that knows what replays at some points have beyond the blocks themselves.
+
+    A line through (what could stay unsplit, what is missing), of one slope for all phases: the
+    slope is the share of rests that stay, and what is left over belongs to constant sizes.
+    """
+    seen: dict[str, list[tuple[float, float]]] = {}
     for point in points:
         batch, length = (np.array([value], np.int64) for value in point)
         exact, whole = (block_sizes(stream, batch, length, share)[:, 0] for share in (0.0, 1.0))
         for phase in stream.replay(*point).phases:
             rows = np.array([i.counts for i in stream.instants if i.phase == phase.name])
             highest = rows[(rows @ whole).argmax()]
-            missing += phase.peak_allocated_bytes - highest @ exact
-            possible += highest @ (whole - exact)
-    return float(min(1.0, max(0.0, missing / possible))) if possible else 1.0
+            missing = phase.peak_allocated_bytes - highest @ exact
+            seen.setdefault(phase.name, []).append((highest @ (whole - exact), missing))
+    means = {phase: np.mean(pairs, axis=0) for phase, pairs in seen.items()}
+    apart = np.concatenate([np.array(pairs) - means[phase] for phase, pairs in seen.items()])
+    spread = float((apart[:, 0] ** 2).sum())
+    slope = float((apart[:, 0] * apart[:, 1]).sum()) / spread if spread else 0.0
+    unsplit = min(1.0, max(0.0, slope))
+    rests = {phase: max(0, round(mean[1] - unsplit * mean[0])) for phase, mean in means.items()}
+    instants = tuple(replace(i, unsplit_bytes=rests[i.phase]) for i in stream.instants)
+    return replace(stream, instants=instants, unsplit=unsplit)
 
 
 def _too_few(batch: int, length: int) -> UnsupportedError:
