@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 # Pages whose output depends on neither the machine nor the versions of the libraries.
-PAGES = ("estimate", "models", "gpus")
+PAGES = ("estimate", "fit", "models", "gpus")
 
 _BLOCK = re.compile(r"^```\n\$ gpumem (?P<arguments>.*)\n(?P<output>(?:.*\n)*?)```$", re.MULTILINE)
 
