@@ -13,7 +13,7 @@ from __future__ import annotations
 from estimator.architecture.context import Context
 from estimator.architecture.expert_adapters import stacked_weight
 from estimator.architecture.parts import activation, cast
-from estimator.architecture.tape import Tape, Tensor
+from estimator.architecture.tape import PASS, Tape, Tensor
 from estimator.spec import Moe
 
 
@@ -49,7 +49,7 @@ def _grouped(tape: Tape, x: Tensor, scores: Tensor, spec: Moe, ctx: Context) -> 
     out = _product(tape, hidden, second, pairs * spec.hidden)
     tape.drop(hidden)
     out = _masked(tape, out, mask)
-    weighted = _weighted(tape, out, own_scores)
+    weighted = _weighted(tape, out, own_scores, ctx)
     back = tape.new(pairs, 8)
     numbers = tape.new(pairs, 8)
     tape.drop(numbers)
@@ -78,7 +78,7 @@ def _batched(tape: Tape, x: Tensor, scores: Tensor, spec: Moe, ctx: Context) -> 
     tape.drop(first)
     out = tape.new(pairs * spec.hidden, x.width)
     tape.drop(hidden)
-    weighted = _weighted(tape, out, scores)
+    weighted = _weighted(tape, out, scores, ctx)
     result = _summed(tape, weighted, x, ctx, spec)
     tape.drop(selected, ids, second, out, weighted, *weights)
     return result
@@ -89,7 +89,8 @@ def _gather(tape: Tape, x: Tensor, count: int, index: Tensor) -> Tensor:
 
     Source: aten/src/ATen/native/cuda/Indexing.cu, `index_put_with_sort_kernel`.
     """
-    return tape.op(count, x.width, (x,), (index,), grads=(x.size,))
+    sort = (8 * index.count,) * 6
+    return tape.op(count, x.width, (x,), (index,), grads=(x.size,), temporaries=sort)
 
 
 def _product(tape: Tape, x: Tensor, weight: Tensor, count: int) -> Tensor:
@@ -116,16 +117,25 @@ def _activated(tape: Tape, inner: Tensor, spec: Moe) -> Tensor:
     return out
 
 
-def _weighted(tape: Tape, x: Tensor, scores: Tensor) -> Tensor:
+def _weighted(tape: Tape, x: Tensor, scores: Tensor, ctx: Context) -> Tensor:
     """`x * scores`, one number a row: in fp32 where the scores are.
 
-    Backward makes both products in full before it sums the scores' and casts x's.
+    Backward makes both products in full before the engine sums the scores' and casts x's, which it
+    does before the node lets go of what it saved; checkpointing's nodes let go of it at once.
     """
     width = max(x.width, scores.width)
-    full = x.count * width
-    temporaries = (full,) * ((1 if scores.grad else 0) + (1 if width != x.width else 0))
-    saves = tuple(t for t, other in ((x, scores), (scores, x)) if other.grad)
-    return tape.op(x.count, width, (scores, x), saves, temporaries=temporaries)
+    if not ctx.checkpointing:
+        casts = 1 if width != x.width else 0
+        full = (x.count * width,) * ((1 if scores.grad else 0) + casts)
+        saves = tuple(t for t, other in ((x, scores), (scores, x)) if other.grad)
+        return tape.op(x.count, width, (scores, x), saves, temporaries=full)
+    spread = tape.view(scores, x.count, scores.size)
+    wide = tape.view(x, x.count, PASS if width == x.width else x.size)
+    spread.width = wide.width = width
+    saves = tuple(t for t, other in ((wide, spread), (spread, wide)) if other.grad)
+    out = tape.op(x.count, width, (spread, wide), saves)
+    tape.drop(spread, wide)
+    return out
 
 
 def _summed(tape: Tape, weighted: Tensor, x: Tensor, ctx: Context, spec: Moe) -> Tensor:

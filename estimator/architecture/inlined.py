@@ -11,7 +11,7 @@ from estimator.architecture.context import Context
 from estimator.architecture.norms import norm
 from estimator.architecture.parts import activation, add, dropout, linear
 from estimator.architecture.tape import Tape, Tensor
-from estimator.spec import Layer
+from estimator.spec import Layer, Mlp
 
 
 def inlined_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
@@ -25,6 +25,9 @@ def nested_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
 
 
 def _layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context, nested: bool) -> Tensor:
+    assert spec.input_norm is not None
+    assert spec.post_norm is not None
+    assert isinstance(spec.mlp, Mlp)
     normed = norm(tape, x, spec.input_norm, ctx)
     attended, probabilities = self_attention(tape, normed, spec.attention, ctx)
     tape.drop(normed)

@@ -35,7 +35,7 @@ def mixture(tape: Tape, x: Tensor, spec: Moe, ctx: Context) -> Tensor:
 
 
 def route(tape: Tape, x: Tensor, spec: Moe, ctx: Context) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Choose k experts a token by a softmax in fp32.
+    """Choose k experts a token, with scores computed in fp32.
 
     Returns:
         what the block still holds (logits, [T, experts], and indices, [T, k] int64), and the
@@ -45,6 +45,8 @@ def route(tape: Tape, x: Tensor, spec: Moe, ctx: Context) -> tuple[tuple[Tensor,
     saves = tuple(t for t, other in ((x, weight), (weight, x)) if other.grad)
     logits = tape.op(ctx.tokens * spec.experts, ctx.width, (weight, x), saves)
     tape.drop(weight)
+    if spec.router == "top_softmax":
+        return _top_softmax(tape, logits, spec, ctx)
     probabilities = _softmax(tape, logits, spec, ctx)
     pairs = ctx.tokens * spec.active
     indices = tape.new(pairs, 8)
@@ -56,6 +58,24 @@ def route(tape: Tape, x: Tensor, spec: Moe, ctx: Context) -> tuple[tuple[Tensor,
     if scores is not values:
         tape.drop(values)
     return (logits, indices), scores
+
+
+def _top_softmax(
+    tape: Tape, logits: Tensor, spec: Moe, ctx: Context
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The best logits' softmax in fp32, cast to the weights' dtype.
+
+    Source: transformers/models/granitemoe/modeling_granitemoe.py, `GraniteMoeTopKRouter`.
+    """
+    wide = cast(tape, logits, 4)
+    tape.drop(logits)
+    pairs = ctx.tokens * spec.active
+    indices = tape.new(pairs, 8)
+    best = tape.op(pairs, 4, (wide,), (indices,))
+    probabilities = tape.op(pairs, 4, (best,), saves_out=True)
+    scores = cast(tape, probabilities, ctx.width)
+    tape.drop(best, probabilities)
+    return (wide, indices), scores
 
 
 def _softmax(tape: Tape, logits: Tensor, spec: Moe, ctx: Context) -> Tensor:

@@ -61,6 +61,8 @@ PARSERS: dict[str, Callable[[ConfigReader], ModelSpec]] = {
     "mixtral": moe.parse_mixtral,
     "qwen2_moe": moe.parse_qwen2_moe,
     "qwen3_moe": moe.parse_qwen3_moe,
+    "olmoe": moe.parse_olmoe,
+    "granitemoe": moe.parse_granitemoe,
     "opt": opt.parse_opt,
     "biogpt": opt.parse_biogpt,
 }

@@ -58,7 +58,9 @@ def parse_qwen2_moe(reader: ConfigReader) -> ModelSpec:
     blocks = _sparse_steps(reader, count, mixture, dense)
     windows = _qwen2_windows(reader, count)
     attentions = [replace(attention, window=window) for window in windows]
-    return model_of(reader, hidden, 151936, list(zip(attentions, blocks, strict=True)))
+    spec = model_of(reader, hidden, 151936, list(zip(attentions, blocks, strict=True)))
+    # Both masks are built, whatever the layers use; without windows the sliding one's is 0.
+    return replace(spec, masks=(None, max((window or 0 for window in windows), default=0)))
 
 
 def parse_qwen3_moe(reader: ConfigReader) -> ModelSpec:
@@ -86,6 +88,51 @@ def parse_qwen3_moe(reader: ConfigReader) -> ModelSpec:
     dense = gated_mlp(reader, hidden, width, adaptable=False)
     blocks = _sparse_steps(reader, count, mixture, dense)
     return model_of(reader, hidden, 151936, [(attention, block) for block in blocks])
+
+
+def parse_olmoe(reader: ConfigReader) -> ModelSpec:
+    """OlmoeForCausalLM: norms over all queries and over all keys."""
+    hidden = reader.size("hidden_size", default=2048)
+    mixture = Moe(
+        hidden=hidden,
+        width=reader.size("intermediate_size", default=2048),
+        experts=reader.size("num_experts", default=64),
+        active=reader.size("num_experts_per_tok", default=8),
+        activation=reader.text("hidden_act", "silu"),
+        normed=reader.flag("norm_topk_prob", False),
+        adapter_names=QWEN_NAMES,
+    )
+    if reader.config.get("clip_qkv") is not None:
+        raise reader.unsupported("clip_qkv")
+    bias = reader.flag("attention_bias", False)
+    attention = attention_of(reader, hidden, 16, None, qkv_bias=bias, output_bias=bias)
+    attention = replace(
+        attention,
+        qk_norm=Norm("rms", hidden),
+        key_norm=Norm("rms", hidden // attention.heads * attention.kv_heads),
+    )
+    return model_of(reader, hidden, 50304, [(attention, mixture)] * layer_count(reader, 16))
+
+
+def parse_granitemoe(reader: ConfigReader) -> ModelSpec:
+    """GraniteMoeForCausalLM: scaled embeddings, residuals and logits; the top logits are softmaxed.
+
+    Each multiplication is done even where its factor is 1.
+    """
+    hidden = reader.size("hidden_size", default=4096)
+    mixture = Moe(
+        hidden=hidden,
+        width=reader.size("intermediate_size", default=11008),
+        experts=reader.size("num_local_experts", default=8),
+        active=reader.size("num_experts_per_tok", default=2),
+        activation=reader.text("hidden_act", "silu"),
+        router="top_softmax",
+    )
+    bias = reader.flag("attention_bias", False)
+    attention = attention_of(reader, hidden, 32, None, qkv_bias=bias, output_bias=bias)
+    spec = model_of(reader, hidden, 32000, [(attention, mixture)] * layer_count(reader, 32))
+    layers = tuple(replace(layer, residual_scaled=True) for layer in spec.layers)
+    return replace(spec, layers=layers, embedding_multiplied=True, logits_scaled=True)
 
 
 def layer_count(reader: ConfigReader, default: int) -> int:

@@ -16,13 +16,25 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _ADD = torch.ops.aten.add.Tensor
+_PUTS = {
+    torch.ops.aten.index_put.default,
+    torch.ops.aten.scatter.src,
+    torch.ops.aten.scatter_add.default,
+}
 
 
 def is_in_place(func: Any, args: Any, kwargs: Any) -> bool:
-    """Whether an operation is a sum of gradients that CUDA would do in place on its first input."""
-    if func is not _ADD or kwargs or torch._C._current_graph_task_id() == -1:
+    """Whether a backward operation is one that CUDA would do in place on its first input.
+
+    Sums of gradients, and the gradients of indexing, which are put into new zeros: with a dispatch
+    mode active those are copied once more (torch/csrc/autograd/FunctionsManual.cpp,
+    `index_backward`, `gather_backward` and `value_selecting_reduction_backward`).
+    """
+    if torch._C._current_graph_task_id() == -1 or torch.is_grad_enabled():
         return False
-    if torch.is_grad_enabled():
+    if func in _PUTS:
+        return True
+    if func is not _ADD or kwargs:
         return False
     old, new = args[0], args[1]
     if not isinstance(new, torch.Tensor) or old.shape != new.shape or old.dtype != new.dtype:

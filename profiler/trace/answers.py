@@ -137,6 +137,20 @@ class Answers:
             return NotImplemented
         return tensor.new_empty((self._true_count(mask),))
 
+    def _grouped_mm(self, args: Any, kwargs: Any) -> Any:
+        """The meta kernel takes bfloat16 only; CUDA takes fp32 and fp16 too, product by product.
+
+        Source: aten/src/ATen/native/GroupedMMUtils.h, `_grouped_mm_fallback`.
+        """
+        left, right = args[0], args[1]
+        if left.device.type != "meta" or left.dtype == torch.bfloat16:
+            return NotImplemented
+        shape: tuple[int, ...] = (left.shape[0], right.shape[-1])
+        if right.dim() == 2:
+            offsets = args[2] if len(args) > 2 else kwargs["offs"]
+            shape = (offsets.numel(), *shape)
+        return left.new_empty(shape)
+
     def _bincount(self, args: Any, kwargs: Any) -> Any:
         tensor = args[0]
         if tensor.device.type != "meta":
@@ -208,6 +222,7 @@ _ANSWERS: dict[Any, Callable[[Answers, Any, Any], Any]] = {
     _ATEN.index.Tensor: Answers._index,
     _ATEN.masked_select.default: Answers._masked_select,
     _ATEN.bincount.default: Answers._bincount,
+    _ATEN._grouped_mm.default: Answers._grouped_mm,
 }
 
 _LESSONS: dict[Any, Callable[[Answers, Any, Any], None]] = {

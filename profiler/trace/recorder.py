@@ -85,11 +85,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self._running = func
-        if func in _MATMULS:
+        if func in _MATMULS or scratch.multiplies(func, args):
             self._matmul()
-        if accumulation.is_in_place(func, args, kwargs):
-            return args[0]
         handles = self._scratch(func, args)
+        if accumulation.is_in_place(func, args, kwargs):
+            for handle in handles:
+                self.timeline.free(handle)
+            return args[0]
         out = self._run(func, args, kwargs or {})
         self._see_all(out)
         self.answers.learn(func, args, out)

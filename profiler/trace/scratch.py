@@ -99,8 +99,20 @@ def _mixed_scaled_mm(args: Any) -> list[tuple[str, int]]:
     return terms
 
 
+def _index_put(args: Any) -> list[tuple[str, int]]:
+    """Where indices may repeat they are sorted first: linear and sorted indices, positions before
+    and after, int64 each, and the sort's own copy of both.
+
+    Source: aten/src/ATen/native/cuda/Indexing.cu, `index_put_with_sort_kernel`.
+    """
+    accumulates = len(args) > 3 and bool(args[3])
+    count = max((int(i.numel()) for i in args[1] if i is not None), default=0)
+    return [("temporaries", 8 * count)] * 6 if accumulates else []
+
+
 TERMS: dict[Any, Callable[[Any], list[tuple[str, int]]]] = {
     torch.ops.aten.embedding_dense_backward.default: _embedding_backward,
+    torch.ops.aten.index_put.default: _index_put,
     torch.ops.aten._scaled_dot_product_flash_attention_backward.default: _flash_backward,
     torch.ops.aten._scaled_dot_product_efficient_attention_backward.default: _efficient_backward,
 }
@@ -112,6 +124,11 @@ _NAMED: dict[str, Callable[[Any], list[tuple[str, int]]]] = {
     "bitsandbytes::int8_mixed_scaled_mm": _mixed_scaled_mm,
 }
 """The same for operations of packages that may not be there."""
+
+
+def multiplies(func: Any, args: Any) -> bool:
+    """Whether a package's operation runs a cuBLAS product: a 4-bit weight once it is whole."""
+    return bool(func.name() == "bitsandbytes::gemm_4bit" and _gemm_4bit(args))
 
 
 def before(func: Any, args: Any) -> list[tuple[str, int]]:
