@@ -18,9 +18,20 @@ code, so a type needs no formulas here. This page is written by
 Each type is built from its default configuration (bfloat16, random weights on the meta device) and
 traced three times, batch size 1: a full training step of 64 tokens (fused AdamW), the same with
 LoRA on all linear layers, and 64 tokens prefilled and 8 decoded. The figures are peak allocated
-bytes, simulated, not measured; a type of more than 30 billion parameters is traced with 8 layers,
-which is said beside its figure. What is not traced is refused in one sentence; the reasons stand
-below the table.
+bytes, simulated, not measured. A depth beside a figure is not the type's own: types of more than
+30 billion parameters are always cut. What is not traced is refused in one sentence; the reasons
+stand below the table.
+
+What a trace assumes where the values of real tensors would decide:
+
+* Tokens are spread evenly over experts. Most classes run their experts as one grouped product
+  (`grouped_mm`) and, from the second generated token on, as one batched product over copies of the
+  chosen experts' weights, as transformers does on CUDA; where a class loops over its experts in
+  Python, each gets its equal share, rounded up. The report says so.
+* Masks are full, because batches are.
+* A class without sdpa gets eager attention, as transformers itself chooses; the report says so.
+* State-space and linear-attention layers run transformers' own torch code, as on a GPU without the
+  packages mamba-ssm, causal-conv1d and flash-linear-attention.
 """
 
 

@@ -153,6 +153,11 @@ def _build_random(case: Case, device: Any, dtype: Any) -> Any:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise ModelError(f"transformers cannot build {case.model_name}: {_line(error)}") from error
+    if case.attention == "flash_attention_2" and not model._supports_flash_attn:
+        raise UnsupportedError(
+            f"{type(model).__name__} of transformers supports no flash_attention_2; "
+            "use attention sdpa or eager"
+        )
     # A few classes name the CPU for a parameter; whoever loads a model moves them all.
     model.to("meta")
     # Tying is part of the initialization that was left out.

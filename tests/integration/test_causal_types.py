@@ -131,6 +131,12 @@ def test_attention_that_is_asked_for_is_not_replaced() -> None:
     assert not any("sdpa" in line for line in trace_case(case).assumptions)
 
 
+def test_flash_attention_that_a_class_lacks_is_refused() -> None:
+    case = {**case_of("cpmant", "training").to_dict(), "attention": "flash_attention_2"}
+    with pytest.raises(UnsupportedError, match=r"supports no flash_attention_2; use attention"):
+        trace_case(Case.from_dict(case))
+
+
 def test_decode_gathers_the_weights_of_the_chosen_experts() -> None:
     """generate's batched experts hold a copy of each chosen expert's weights in a layer."""
 
