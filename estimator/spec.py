@@ -92,6 +92,9 @@ class Attention:
     """Which code rotates queries and keys: a style of estimator/architecture/rotary.py."""
     key_norm: Norm | None = None
     """The keys' norm where it differs from the queries' (OLMo 2: over all heads at once)."""
+    norm_after_projections: bool = False
+    """Whether queries and keys are normalized when values are projected, too (Gemma 3), and not
+    each at once (Qwen 3)."""
     norm_after_rotary: bool = False
     """Whether queries and keys are normalized after they are rotated (HunYuan)."""
     norm_by_head: bool = False
@@ -162,8 +165,10 @@ class Moe:
     active: int
     activation: str
     router: str = "softmax"
-    """How experts are chosen: `softmax` over all, then the best (Mixtral), or `top_softmax` over
-    the best (Granite)."""
+    """How experts are chosen: `softmax` over all, then the best (Mixtral); `top_softmax` over the
+    best (Granite); `sigmoid_groups` from the best groups (DeepSeek-V3)."""
+    groups: int = 1
+    active_groups: int = 1
     normed: bool = False
     """Whether the chosen scores are divided by their sum."""
     scores_fp32: bool = False

@@ -14,6 +14,7 @@ from estimator.families import (
     llama,
     llama_variants,
     moe,
+    moe_shared,
     olmo,
     opt,
     phi,
@@ -63,6 +64,7 @@ PARSERS: dict[str, Callable[[ConfigReader], ModelSpec]] = {
     "qwen3_moe": moe.parse_qwen3_moe,
     "olmoe": moe.parse_olmoe,
     "granitemoe": moe.parse_granitemoe,
+    "glm4_moe": moe_shared.parse_glm4_moe,
     "opt": opt.parse_opt,
     "biogpt": opt.parse_biogpt,
 }

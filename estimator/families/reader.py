@@ -38,6 +38,10 @@ class ConfigReader:
             raise ModelError(f"the configuration of {self.name} lacks {names[0]}")
         return default
 
+    def count(self, name: str, default: int) -> int:
+        """Return a whole number from 0 on."""
+        return 0 if self.config.get(name) == 0 else self.size(name, default=default)
+
     def optional_size(self, name: str) -> int | None:
         """Return a size, or None where the field is absent or null."""
         return None if self.config.get(name) is None else self.size(name)

@@ -1,0 +1,113 @@
+"""Formulas of routers: which experts a token goes to, and with which scores.
+
+Source: transformers/models/{mixtral,qwen2_moe,granitemoe,deepseek_v3,glm4_moe}/modeling_*.py.
+"""
+
+from __future__ import annotations
+
+from estimator.architecture.context import Context
+from estimator.architecture.expert_adapters import router_weight
+from estimator.architecture.parts import cast, scale
+from estimator.architecture.tape import PASS, Tape, Tensor
+from estimator.spec import Moe
+
+
+def route(tape: Tape, x: Tensor, spec: Moe, ctx: Context) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Choose k experts a token, with scores computed in fp32.
+
+    Returns:
+        what the block still holds (logits, [T, experts], and indices, [T, k] int64), and the
+        scores, [T, k].
+    """
+    weight = router_weight(tape, spec, ctx)
+    if spec.router == "sigmoid_groups":
+        return _sigmoid_groups(tape, x, weight, spec, ctx)
+    saves = tuple(t for t, other in ((x, weight), (weight, x)) if other.grad)
+    logits = tape.op(ctx.tokens * spec.experts, ctx.width, (weight, x), saves)
+    tape.drop(weight)
+    if spec.router == "top_softmax":
+        return _top_softmax(tape, logits, spec, ctx)
+    probabilities = _softmax(tape, logits, spec, ctx)
+    pairs = ctx.tokens * spec.active
+    indices = tape.new(pairs, 8)
+    values = tape.op(pairs, 4, (probabilities,), (indices,))
+    tape.drop(probabilities)
+    if spec.normed:
+        values = _normed(tape, values, ctx)
+    scores = values if spec.scores_fp32 else cast(tape, values, ctx.width)
+    if scores is not values:
+        tape.drop(values)
+    return (logits, indices), scores
+
+
+def _top_softmax(
+    tape: Tape, logits: Tensor, spec: Moe, ctx: Context
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The best logits' softmax in fp32, cast to the weights' dtype.
+
+    Source: transformers/models/granitemoe/modeling_granitemoe.py, `GraniteMoeTopKRouter`.
+    """
+    wide = cast(tape, logits, 4)
+    tape.drop(logits)
+    pairs = ctx.tokens * spec.active
+    indices = tape.new(pairs, 8)
+    best = tape.op(pairs, 4, (wide,), (indices,))
+    probabilities = tape.op(pairs, 4, (best,), saves_out=True)
+    scores = cast(tape, probabilities, ctx.width)
+    tape.drop(best, probabilities)
+    return (wide, indices), scores
+
+
+def _softmax(tape: Tape, logits: Tensor, spec: Moe, ctx: Context) -> Tensor:
+    """Softmax in fp32; where it is asked for its dtype, fp16 needs no copy."""
+    if ctx.half == "float16" and not spec.scores_fp32:
+        return tape.op(logits.count, 4, (logits,), saves_out=True)
+    wide = cast(tape, logits, 4)
+    out = tape.op(logits.count, 4, (wide,), saves_out=True)
+    tape.drop(wide)
+    return out
+
+
+def _normed(tape: Tape, values: Tensor, ctx: Context) -> Tensor:
+    """`values /= values.sum()`: in place, but backward needs the values as they were."""
+    total = tape.op(ctx.tokens, 4, (values,), grads=(PASS,))
+    if not (values.grad and tape.recording):
+        tape.drop(total)
+        return values
+    out = tape.op(values.count, 4, (total, values), (values, total))
+    tape.drop(values, total)
+    return out
+
+
+def _sigmoid_groups(
+    tape: Tape, x: Tensor, weight: Tensor, spec: Moe, ctx: Context
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Sigmoid scores in fp32, from the best groups of experts; all of it in fp32.
+
+    Source: transformers/models/deepseek_v3/modeling_deepseek_v3.py, `DeepseekV3TopkRouter`.
+    """
+    T, E, pairs = ctx.tokens, spec.experts, ctx.tokens * spec.active
+    x32, weight32 = cast(tape, x, 4), cast(tape, weight, 4)
+    tape.drop(weight)
+    saves = tuple(t for t, other in ((x32, weight32), (weight32, x32)) if other.grad)
+    logits = tape.op(T * E, 4, (weight32, x32), saves)
+    tape.drop(x32, weight32)
+    scores = tape.op(T * E, 4, (logits,), saves_out=True)
+    biased = tape.new(T * E, 4)
+    # The best two of each group, their sums, the best groups and a mask of the others.
+    best, best_ids = tape.new(2 * T * spec.groups, 4), tape.new(2 * T * spec.groups, 8)
+    sums = tape.new(T * spec.groups, 4)
+    tape.drop(best, best_ids)
+    group_ids = tape.new(T * spec.active_groups, 8)
+    group_mask, mask = tape.new(T * spec.groups, 4), tape.new(T * E, 4)
+    known, unknown = tape.new(T * E, 1), tape.new(T * E, 1)
+    allowed = tape.new(T * E, 4)
+    tape.drop(biased, known, unknown)
+    values, indices = tape.new(pairs, 4), tape.new(pairs, 8)
+    tape.drop(values)
+    chosen = tape.op(pairs, 4, (scores,), (indices,), grads=(scores.size,))
+    if spec.normed:
+        chosen = _normed(tape, chosen, ctx)
+    scaled = scale(tape, chosen)
+    tape.drop(chosen, scores, sums, group_ids, group_mask, mask, allowed)
+    return (logits, indices), scaled
