@@ -28,7 +28,7 @@ from estimator.spec import Layer, ModelSpec, Norm
 
 LAYERS: dict[str, Callable[[Tape, Tensor, Layer, Context], Tensor]] = {
     "inlined": inlined.inlined_layer,
-    "inlined_nested": inlined.nested_layer,
+    "inlined_flat": inlined.flat_layer,
     "split_parallel": split.parallel_layer,
 }
 """Formulas of a layer by `Layer.recipe`, for those that are not pre-norm."""
@@ -173,8 +173,7 @@ def _positions(tape: Tape, rows: Tensor, count: int, spec: ModelSpec, ctx: Conte
 def _keep_leaf(tape: Tape, x: Tensor, ctx: Context) -> None:
     """A leaf that requires grad lives as long as the graph: its AccumulateGrad node holds it."""
     if x.grad and not ctx.full and x.storage is not None:
-        x.storage.saved = True
-        tape.alias(x)
+        tape.pin(x)
 
 
 def final_norm(tape: Tape, x: Tensor, spec: ModelSpec, ctx: Context) -> Tensor:

@@ -65,12 +65,13 @@ def _linear_8bit(tape: Tape, x: Tensor, spec: Linear, ctx: Context) -> Tensor:
     The search for outliers makes the input's absolute values and a mask of one byte an element.
     """
     rows = x.count // spec.inputs
-    half = cast(tape, x, 2)
+    half = None if ctx.half == "float16" else tape.new(x.count, 2)
     absolute = tape.new(x.count, 2)
     mask = tape.new(x.count, 1)
     tape.drop(absolute, mask)
     values = tape.new(x.count, 1)
     row_scales = tape.new(rows, 4)
+    tape.drop(half)
     outputs = rows * spec.outputs
     extra = (4 * outputs, 2 * outputs) if ctx.half != "float16" else (4 * outputs,)
     out = tape.op(
@@ -82,7 +83,7 @@ def _linear_8bit(tape: Tape, x: Tensor, spec: Linear, ctx: Context) -> Tensor:
         temporaries=(spec.weight_count * x.width,),
         viewed=True,
     )
-    tape.drop(values, row_scales, half)
+    tape.drop(values, row_scales)
     return out
 
 

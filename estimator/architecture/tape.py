@@ -75,7 +75,6 @@ class Node:
     temporaries: tuple[int, ...]
     viewed: bool
     saving: bool
-    pinned: tuple[Storage, ...] = ()
     others: tuple[Tensor, ...] = ()
     """Further outputs, of an operation that has several."""
 
@@ -113,6 +112,7 @@ class Tape:
     first_unpack: int = 0
     _alive: dict[int, Storage] = field(default_factory=dict)
     _stopped: bool = False
+    _pinned: list[Storage] = field(default_factory=list)
     _cached: list[Tensor] = field(default_factory=list)
 
     def new(
@@ -160,7 +160,8 @@ class Tape:
             temporaries: bytes that backward holds while it makes the gradients.
             viewed: whether the gradients are views, into which no other is summed in place.
             scratch: bytes that the forward kernel holds while it runs.
-            pins: tensors that a custom function keeps on its own, out of checkpointing's sight.
+            pins: tensors that a custom function keeps on its own, out of checkpointing's sight,
+                as long as the graph lives: see `release_pins`.
             component: what the output is, where it is neither activation nor temporary.
         """
         needs = self.recording and any(tensor.grad for tensor in inputs)
@@ -189,13 +190,9 @@ class Tape:
             self._release(storage)
         if needs:
             kinds = grads if grads is not None else (NEW,) * len(inputs)
-            node = Node(out, inputs, kinds, kept, temporaries, viewed, saving)
+            self.nodes.append(Node(out, inputs, kinds, kept, temporaries, viewed, saving))
             if self.stop_after is None:
-                node.pinned = tuple(t.storage for t in pins if t.storage is not None)
-                for storage in node.pinned:
-                    storage.refs += 1
-                    storage.saved = True
-            self.nodes.append(node)
+                self.pin(*pins)
         if stopping and (saves_out or aux):
             self._stop(())
         return out
@@ -279,10 +276,24 @@ class Tape:
         self.drop(*self._cached)
         self._cached.clear()
 
-    def take_pins(self, first_pass: Tape) -> None:
-        """What the first pass's custom functions kept is freed as their nodes run."""
-        for node, before in zip(self.nodes, first_pass.nodes, strict=True):
-            node.pinned, before.pinned = before.pinned, ()
+    def free(self, *storages: Storage) -> None:
+        """Let go of gradients that `backward` returned."""
+        for storage in storages:
+            self._release(storage)
+
+    def release_pins(self) -> None:
+        """The graph goes: what custom functions kept on their own is freed."""
+        for storage in self._pinned:
+            self._release(storage)
+        self._pinned.clear()
+
+    def pin(self, *tensors: Tensor) -> None:
+        """Keep tensors as long as the graph lives, and for it: they are activations."""
+        for tensor in tensors:
+            if tensor.storage is not None:
+                tensor.storage.refs += 1
+                tensor.storage.saved = True
+                self._pinned.append(tensor.storage)
 
     def take_events(self) -> list[Event]:
         """Return the events so far and begin anew."""
@@ -312,9 +323,7 @@ class Tape:
         for storage in node.saved:
             storage.held -= 1
             self._release(storage)
-        for storage in node.pinned:
-            self._release(storage)
-        node.saved, node.pinned = [], ()
+        node.saved = []
 
     def keep_gradient(self, storage: Storage) -> None:
         """A parameter's gradient is complete: it stays, or is added to the one that is there."""

@@ -23,7 +23,8 @@ from estimator.spec import Layer, ModelSpec
 class LayerPasses:
     """Forward and backward of one kind of layer.
 
-    `out_grad` is whether its output requires grad, `keeps_input` whether backward needs its input.
+    `out_grad` is whether its output requires grad, `keeps_input` whether backward needs its input;
+    `release` frees autocast's copies when forward ends, `unpin` what lives as long as the graph.
     """
 
     forward: Pass
@@ -31,6 +32,7 @@ class LayerPasses:
     out_grad: bool
     keeps_input: bool
     release: Pass
+    unpin: Pass
 
 
 def play_training(case: Case, spec: ModelSpec, items: Inventory) -> Run:
@@ -125,13 +127,21 @@ def _forward_and_backward(
         run.play(kinds.passes[kinds.order[index]].backward)
         run.change("activations", -freed.get(index, 0))
     run.change("activations", sum(freed.values()) - shared - sum(kept.values()))
-    if hidden.grad and ctx.full:
-        table = _tied_table(embedding, spec)
+    leaf_gradients: dict[int, Storage] = {}
+    if hidden.grad:
+        table = _tied_table(embedding, spec) if ctx.full else None
         reached = {} if pending is None else {id(table): pending}
-        gradient = embedding.backward(hidden, Storage(hidden.size, None), reached).get(id(table))
+        leaf_gradients = embedding.backward(hidden, Storage(hidden.size, None), reached)
+        gradient = leaf_gradients.pop(id(table), None)
         if gradient is not None:
             embedding.keep_gradient(gradient)
         run.play(Pass.of(embedding.take_events(), "backward of the embeddings"))
+    for key in kinds.order:
+        run.play(kinds.passes[key].unpin)
+    # Adapters with checkpointing make the embeddings' output a leaf, with a gradient of its own.
+    embedding.free(*leaf_gradients.values())
+    embedding.release_pins()
+    run.play(Pass.of(embedding.take_events(), "the graph goes"))
     if keep_logits:
         width = 4 if ctx.amp else scores.width
         kept_scores = Storage(scores.count * width, "logits")
@@ -240,12 +250,11 @@ def _play_layer(
     tape.release_cached()
     release = Pass.of(tape.take_events(), "autocast's copies of weights go")
     forward = Pass.of(forward_events, "a layer's forward")
+    first_pass = tape
     if ctx.checkpointing:
-        first_pass = tape
         tape = Tape(accumulate=accumulates, stop_after=first_pass.saving_nodes)
         again = Tensor(x.count, x.width, in_grad or ctx.full, x.storage)
         out = blocks.decoder_layer(tape, again, layer, ctx)
-        tape.take_pins(first_pass)
         label = "a layer's recomputation and backward"
     else:
         label = "a layer's backward"
@@ -258,7 +267,10 @@ def _play_layer(
     if not in_grad:
         for storage in reached.values():
             storage.refs -= 1
-    return LayerPasses(forward, Pass.of(tape.events, label), out.grad, keeps_input, release)
+    backward = Pass.of(tape.take_events(), label)
+    first_pass.release_pins()
+    unpin = Pass.of(first_pass.take_events(), "the graph goes")
+    return LayerPasses(forward, backward, out.grad, keeps_input, release, unpin)
 
 
 def _block_input(spec: ModelSpec, ctx: Context, grad: bool) -> Tensor:

@@ -188,6 +188,21 @@ def test_checkpointing_keeps_nothing_and_its_second_pass_ends_early() -> None:
     assert sizes["gradients"] == 4 * KB
 
 
+def test_what_a_custom_function_keeps_lives_as_long_as_the_graph() -> None:
+    tape = Tape(discard=True)
+    x = tape.new(KB, 2)
+    out = tape.op(KB, 2, (x, weight(KB)), saves=(x,), pins=(x,))
+    tape.drop(x, out)
+    # Checkpointing discards what is saved, but does not see what is pinned.
+    assert alive(tape) == 2 * KB
+    tape.backward(out, Storage(2 * KB, None))
+    tape.take_events()
+    tape.release_pins()
+    assert alive(tape) == -2 * KB
+    assert x.storage is not None
+    assert x.storage.kind == "activations"
+
+
 @given(
     sizes=st.lists(st.integers(1, 10**7), min_size=1, max_size=8),
     held=st.lists(st.booleans(), min_size=8, max_size=8),
