@@ -128,9 +128,14 @@ def _project(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Tens
     if spec.query_multiplied:
         projected, query = query, scale(tape, query)
         tape.drop(projected)
+    at_once = not spec.norm_after_projections and not spec.norm_after_rotary
+    if at_once:
+        query = _query_normed(tape, query, spec, ctx)
     key = linear(tape, x, spec.key, ctx)
+    if at_once:
+        key = _key_normed(tape, key, spec, ctx)
     value = linear(tape, x, spec.value, ctx)
-    if not spec.norm_after_rotary:
+    if spec.norm_after_projections:
         query, key = _normed(tape, query, key, spec, ctx)
     return query, key, value
 
@@ -166,18 +171,26 @@ def _normed(
     tape: Tape, query: Tensor, key: Tensor, spec: Attention, ctx: Context
 ) -> tuple[Tensor, Tensor]:
     """Normalize queries and keys where the family does; both are consumed."""
-    if spec.qk_norm is None:
-        return query, key
-    if spec.norm_by_head:
-        normed_query = norm_by_head(tape, query, spec.qk_norm, spec.heads, ctx)
-        tape.drop(query)
-        normed_key = norm_by_head(tape, key, spec.qk_norm, spec.kv_heads, ctx)
+    query = _query_normed(tape, query, spec, ctx)
+    return query, _key_normed(tape, key, spec, ctx)
+
+
+def _query_normed(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> Tensor:
+    if spec.qk_norm is not None and spec.norm_by_head:
+        out = norm_by_head(tape, x, spec.qk_norm, spec.heads, ctx)
     else:
-        normed_query = norm(tape, query, spec.qk_norm, ctx)
-        tape.drop(query)
-        normed_key = norm(tape, key, spec.key_norm or spec.qk_norm, ctx)
-    tape.drop(key)
-    return normed_query, normed_key
+        out = norm(tape, x, spec.qk_norm, ctx)
+    tape.drop(x)
+    return out
+
+
+def _key_normed(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> Tensor:
+    if spec.qk_norm is not None and spec.norm_by_head:
+        out = norm_by_head(tape, x, spec.qk_norm, spec.kv_heads, ctx)
+    else:
+        out = norm(tape, x, spec.key_norm or spec.qk_norm, ctx)
+    tape.drop(x)
+    return out
 
 
 def grow_cache(

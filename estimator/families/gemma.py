@@ -100,6 +100,7 @@ def _parse_windowed(
             bias,
             bias,
             qk_norm=Norm("rms_fp32_scale", sizes.head_dim) if qk_norm else None,
+            norm_after_projections=qk_norm,
             window=seen,
             softcap=softcap,
         )

@@ -63,6 +63,7 @@ def parse_cohere(reader: ConfigReader) -> ModelSpec:
         bias,
         qk_norm=Norm("centered", d, groups=sizes.heads) if qk_norm else None,
         key_norm=Norm("centered", d, groups=sizes.kv_heads) if qk_norm else None,
+        norm_after_projections=qk_norm,
         rotary_style="fp32_input",
     )
     norm = Norm("centered", sizes.hidden)

@@ -116,7 +116,9 @@ def parse_apertus(reader: ConfigReader) -> ModelSpec:
     norm = Norm("rms", sizes.hidden)
     act = reader.text("hidden_act", "xielu")
     mlp = plain_mlp(sizes, act, "up_proj", "down_proj", False)
-    block = attention(reader, sizes, bias, bias, qk_norm=Norm("rms", sizes.head_dim))
+    block = attention(
+        reader, sizes, bias, bias, qk_norm=Norm("rms", sizes.head_dim), norm_after_projections=True
+    )
     layer = Layer(norm, block, norm, mlp)
     buffers = (2, 2) * sizes.count if act == "xielu" else ()
     return model(reader, sizes, (layer,) * sizes.count, norm, tied=False, buffers=buffers)
@@ -209,6 +211,7 @@ def parse_exaone4(reader: ConfigReader) -> ModelSpec:
             reader,
             sizes,
             qk_norm=Norm("rms", sizes.head_dim),
+            norm_after_projections=True,
             window=seen,
             rotary=window is None or seen is not None,
         )

@@ -34,6 +34,7 @@ def parse(reader: ConfigReader) -> ModelSpec:
         rotary_dim=reader.rotary_dim(sizes.head_dim, _SHARE, 0.5),
         rotary_style="held_parts",
         qk_norm=Norm("layer", sizes.head_dim) if reader.flag("qk_layernorm", False) else None,
+        norm_after_projections=True,
     )
     norm = Norm("layer", sizes.hidden)
     mlp = plain_mlp(sizes, reader.text("hidden_act", "gelu_new"), "fc1", "fc2", True)
@@ -108,6 +109,7 @@ def parse_stablelm(reader: ConfigReader) -> ModelSpec:
         rotary_dim=reader.rotary_dim(d, _SHARE, 0.25),
         rotary_style="held_parts",
         qk_norm=Norm("layer_no_bias", d) if by_head else None,
+        norm_after_projections=True,
         norm_by_head=by_head,
     )
     norm = Norm("layer", sizes.hidden)
