@@ -147,13 +147,18 @@ def attention_of(
     default_kv: int | None,
     qkv_bias: bool = False,
     output_bias: bool = False,
+    rounded: bool = False,
 ) -> Attention:
-    """Return Llama's attention: three projections, whole heads rotated."""
+    """Return Llama's attention: three projections, whole heads rotated.
+
+    `rounded` is whether a head's features are rounded down where heads do not divide (GLM-4.5).
+    """
     heads, kv_heads = reader.heads(
         default_kv if "num_key_value_heads" not in reader.config else None,
         default_heads=default_heads,
     )
-    head_dim = reader.head_dim(hidden, heads)
+    head_dim = reader.size("head_dim", default=max(1, hidden // heads)) if rounded else None
+    head_dim = head_dim or reader.head_dim(hidden, heads)
     return Attention(
         heads=heads,
         kv_heads=kv_heads,

@@ -15,7 +15,8 @@ from estimator.spec import Mlp, ModelSpec, Moe, Norm
 def parse_glm4_moe(reader: ConfigReader) -> ModelSpec:
     """Glm4MoeForCausalLM: half of each head is rotated; norms of queries and keys are optional."""
     hidden = reader.size("hidden_size", default=4096)
-    attention = attention_of(reader, hidden, 96, 8, qkv_bias=reader.flag("attention_bias", False))
+    bias = reader.flag("attention_bias", False)
+    attention = attention_of(reader, hidden, 96, 8, qkv_bias=bias, rounded=True)
     head_dim = attention.head_dim
     attention = replace(
         attention,
