@@ -17,7 +17,9 @@ class Stack:
     `gradient_checkpointing_enable` before transformers 5. `shifted_logits`: the loss copied fp32
     logits without their last position (`logits[..., :-1, :].contiguous()`), before transformers
     4.50; today labels are shifted instead. `uncast_loss_types`: model types whose own loss did so
-    in the logits' dtype, without the fp32 copy. `fp32_norms_on_quantized`: norms of a quantized
+    in the logits' dtype, without the fp32 copy. `cached_projections`: model types that kept a key/
+    value cache in training, checkpointed or not, until the loop let go of the outputs: views of
+    what the named module returned. `fp32_norms_on_quantized`: norms of a quantized
     base are cast to fp32, without the rest of k-bit preparation; bitsandbytes' linears answer in
     their input's dtype, so the whole residual stream is fp32 then.
     """
@@ -26,6 +28,7 @@ class Stack:
     reentrant_checkpointing: bool
     shifted_logits: bool
     uncast_loss_types: tuple[str, ...]
+    cached_projections: tuple[tuple[str, str], ...]
     fp32_norms_on_quantized: bool
     source: str
 
@@ -38,6 +41,7 @@ STACKS = {
             reentrant_checkpointing=True,
             shifted_logits=True,
             uncast_loss_types=("gpt_bigcode",),
+            cached_projections=(("gpt_bigcode", "c_attn"),),
             fp32_norms_on_quantized=False,
             source="transformers 4.48.1 loss/loss_utils.py and modeling_utils.py",
         ),
@@ -46,6 +50,7 @@ STACKS = {
             reentrant_checkpointing=True,
             shifted_logits=True,
             uncast_loss_types=("gpt_bigcode",),
+            cached_projections=(("gpt_bigcode", "c_attn"),),
             fp32_norms_on_quantized=True,
             source="the published runs of foundation-model-stack/fms-acceleration (trl 0.13.0, "
             "transformers 4.48.1, peft 0.13.2); norms inferred from their peaks, to 0.04 %",

@@ -13,12 +13,35 @@ def apply(stack: Stack, model: Any) -> None:
     if stack.shifted_logits:
         upcast = model.config.model_type not in stack.uncast_loss_types
         model.loss_function = partial(shifted_loss, upcast=upcast)
+    suffix = dict(stack.cached_projections).get(model.config.model_type)
+    if suffix is not None:
+        _keep_projections(model, suffix)
     if stack.fp32_norms_on_quantized and getattr(model, "is_quantized", False):
         import torch
 
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.data = parameter.data.to(torch.float32)
+
+
+def _keep_projections(model: Any, suffix: str) -> None:
+    """Keep what the modules of a name return until the model's forward has returned.
+
+    Source: transformers 4.48.1, models/gpt_bigcode/modeling_gpt_bigcode.py (`presents`).
+    """
+    import torch
+
+    kept: list[Any] = []
+
+    def keep(_: Any, __: Any, output: Any) -> None:
+        # Checkpointing's second pass returns no cache to anybody.
+        if torch._C._current_graph_task_id() == -1:
+            kept.append(output)
+
+    for name, module in model.named_modules():
+        if name.rsplit(".", 1)[-1] == suffix:
+            module.register_forward_hook(keep)
+    model.register_forward_hook(lambda *_: kept.clear())
 
 
 def shifted_loss(
