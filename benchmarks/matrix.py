@@ -162,6 +162,9 @@ def _answer(case: Case, worker: Worker) -> Result:
         return compare_case(case, lambda _: report)
     except GpumemError as error:
         return Failure(case, str(error))
+    except Exception as error:
+        # A formula that fails is what the matrix is there to find: it costs one case, not all.
+        return Failure(case, f"{type(error).__name__}: {error}")
 
 
 def print_results(results: Sequence[Result], show: int) -> None:
