@@ -1,7 +1,6 @@
 """Formulas of layers whose code has the MLP in it: each step lets go of the one before.
 
-Source: transformers' `OPTDecoderLayer.forward`, `BioGptDecoderLayer.forward`,
-`XGLMDecoderLayer.forward`.
+Source: transformers' `OPTDecoderLayer.forward`, `BioGptDecoderLayer.forward`.
 """
 
 from __future__ import annotations
@@ -16,15 +15,15 @@ from estimator.spec import Layer, Mlp
 
 def inlined_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
     """Norm, attention, residual, norm, plain MLP, residual."""
-    return _layer(tape, x, spec, ctx, nested=False)
+    return _layer(tape, x, spec, ctx, viewed=True)
 
 
-def nested_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
-    """The same with the activation around the first linear: the norm's output lives longer."""
-    return _layer(tape, x, spec, ctx, nested=True)
+def flat_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
+    """The same with an MLP on [B * Q, hidden], whose linears' gradients are no views (OPT)."""
+    return _layer(tape, x, spec, ctx, viewed=False)
 
 
-def _layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context, nested: bool) -> Tensor:
+def _layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context, viewed: bool) -> Tensor:
     assert spec.input_norm is not None
     assert spec.post_norm is not None
     assert isinstance(spec.mlp, Mlp)
@@ -35,14 +34,11 @@ def _layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context, nested: bool) -> Te
     h = add(tape, x, attended)
     tape.drop(attended)
     normed = norm(tape, h, spec.post_norm, ctx)
-    inner = linear(tape, normed, spec.mlp.up, ctx)
-    if not nested:
-        tape.drop(normed)
+    inner = linear(tape, normed, spec.mlp.up, ctx, viewed)
+    tape.drop(normed)
     hidden = activation(tape, inner, spec.mlp.activation)
     tape.drop(inner)
-    if nested:
-        tape.drop(normed)
-    fed = linear(tape, hidden, spec.mlp.down, ctx)
+    fed = linear(tape, hidden, spec.mlp.down, ctx, viewed)
     tape.drop(hidden)
     fed = _dropped(tape, fed, spec, ctx)
     out = add(tape, h, fed)

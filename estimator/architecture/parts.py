@@ -100,7 +100,7 @@ def linear(tape: Tape, x: Tensor, spec: Linear, ctx: Context, viewed: bool = Tru
     out = _product(tape, x, spec, ctx, rows, viewed)
     if not ctx.targets(spec):
         return out
-    return _adapted(tape, x, out, spec, ctx, rows)
+    return _adapted(tape, x, out, spec, ctx, rows, viewed)
 
 
 def _product(tape: Tape, x: Tensor, spec: Linear, ctx: Context, rows: int, viewed: bool) -> Tensor:
@@ -117,7 +117,7 @@ def _product(tape: Tape, x: Tensor, spec: Linear, ctx: Context, rows: int, viewe
 
 
 def _adapted(
-    tape: Tape, x: Tensor, result: Tensor, spec: Linear, ctx: Context, rows: int
+    tape: Tape, x: Tensor, result: Tensor, spec: Linear, ctx: Context, rows: int, viewed: bool
 ) -> Tensor:
     """LoRA: result + B(A(dropout(x))) * scaling, in the adapter's dtype.
 
@@ -128,9 +128,9 @@ def _adapted(
     width = ctx.adapter_width
     x32 = cast(tape, x, width)
     dropped = dropout(tape, x32, lora.lora_dropout, ctx)
-    down = adapter(tape, dropped, rows, spec.inputs, lora.r, ctx)
+    down = adapter(tape, dropped, rows, spec.inputs, lora.r, ctx, viewed)
     tape.drop(dropped)
-    up = adapter(tape, down, rows, lora.r, spec.outputs, ctx)
+    up = adapter(tape, down, rows, lora.r, spec.outputs, ctx, viewed)
     tape.drop(down)
     scaled = scale(tape, up)
     tape.drop(up)
@@ -143,10 +143,19 @@ def _adapted(
     return out
 
 
-def adapter(tape: Tape, x: Tensor, rows: int, inputs: int, outputs: int, ctx: Context) -> Tensor:
+def adapter(
+    tape: Tape,
+    x: Tensor,
+    rows: int,
+    inputs: int,
+    outputs: int,
+    ctx: Context,
+    viewed: bool = True,
+) -> Tensor:
+    """One matrix of an adapter; `viewed` as for `linear`."""
     read = product_input(tape, x, ctx)
     weight = half_weight(tape, parameter(inputs * outputs, ctx.adapter_width, ctx.training), ctx)
-    out = tape.op(rows * outputs, read.width, (weight, read), (read, weight), viewed=True)
+    out = tape.op(rows * outputs, read.width, (weight, read), (read, weight), viewed=viewed)
     tape.drop(read, weight)
     return out
 

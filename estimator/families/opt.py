@@ -125,4 +125,11 @@ def _layer(
         down=Linear("fc2", width, hidden, bias),
         activation=activation,
     )
-    return Layer(norm, attention, norm, mlp, dropout=dropout, recipe="inlined")
+    return Layer(
+        norm,
+        attention,
+        norm,
+        mlp,
+        dropout=dropout,
+        recipe="inlined_flat" if multiplied else "inlined",
+    )
