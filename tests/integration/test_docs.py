@@ -12,15 +12,19 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import readme_table
+
 ROOT = Path(__file__).parents[2]
 
 # Pages whose output depends on neither the machine nor the versions of the libraries.
-PAGES = ("estimate", "fit", "models", "gpus")
+PAGES = ("estimate", "fit", "models", "gpus", "README")
 
 _BLOCK = re.compile(r"^```\n\$ gpumem (?P<arguments>.*)\n(?P<output>(?:.*\n)*?)```$", re.MULTILINE)
 
 
 def page(verb: str) -> Path:
+    if verb == "README":
+        return ROOT / "README.md"
     return ROOT / "docs" / "verbs" / f"{verb}.md"
 
 
@@ -35,6 +39,11 @@ def test_shown_output_is_real(verb: str) -> None:
     assert blocks
     for block in blocks:
         assert run(block["arguments"]) == block["output"]
+
+
+def test_the_readmes_table_is_current() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme_table.refreshed(text) == text
 
 
 def refresh() -> None:

@@ -1,0 +1,79 @@
+"""Writes README's error table from the stored reports: `python -m benchmarks.readme_table`.
+
+results/reports/smoke_traced.json is `gpumem compare estimates RECORDS --json` over the traced smoke
+suite; results/reports/published_fms_a100.json is what `python -m benchmarks.published -o` writes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+REPORTS = ROOT / "results" / "reports"
+README = ROOT / "README.md"
+_MARKED = re.compile(r"(<!-- errors:begin -->\n).*?(<!-- errors:end -->)", re.DOTALL)
+
+
+def published_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the table's rows of the trace against published measurements."""
+    lines = []
+    for instant, words in (("peak", "peak"), ("after_step", "after the step")):
+        errors = [row["relative_error"] for row in rows if row["instant"] == instant]
+        lines.append(_line("trace", f"measured, published (A100, {words})", len(errors), errors))
+    return lines
+
+
+def smoke_lines(comparison: dict[str, Any]) -> list[str]:
+    """Return the table's rows of the formulas against the traced smoke suite."""
+    lines = []
+    for summary in comparison["summary"]:
+        lines.append(
+            f"| `{summary['name']}` | traced (smoke suite) | {summary['count']} | "
+            f"{100 * summary['median_absolute_error']:.3f} % | "
+            f"{100 * summary['worst_error']:+.2f} % |"
+        )
+    return lines
+
+
+def table() -> str:
+    """Return the table in Markdown, with a closing newline."""
+    published = json.loads((REPORTS / "published_fms_a100.json").read_text(encoding="utf-8"))
+    smoke = json.loads((REPORTS / "smoke_traced.json").read_text(encoding="utf-8"))
+    lines = [
+        "| prediction | against | n | median error | worst |",
+        "|---|---|---|---|---|",
+        *published_lines(published),
+        *smoke_lines(smoke),
+        "",
+        "Errors are (predicted - reference) / reference of peak allocated bytes; plus is an",
+        "over-estimate. The published rows are full, LoRA and QLoRA fine-tunes of a 1B and a 7B",
+        "model on an A100, with that stack's conventions as a named preset (`--stack`); each with",
+        "its source in [results/published/cited.json](results/published/cited.json).",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _line(name: str, against: str, count: int, errors: list[float]) -> str:
+    median = statistics.median(abs(error) for error in errors)
+    worst = max(errors, key=abs)
+    return f"| `{name}` | {against} | {count} | {100 * median:.3f} % | {100 * worst:+.2f} % |"
+
+
+def refreshed(text: str) -> str:
+    """Return README's text with the present table between its marks."""
+    return _MARKED.sub(lambda found: found.group(1) + table() + found.group(2), text)
+
+
+def main() -> int:
+    """Rewrite README's table; return 0."""
+    README.write_text(refreshed(README.read_text(encoding="utf-8")), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
