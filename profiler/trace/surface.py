@@ -26,6 +26,7 @@ from estimator.surface import (
     Threshold,
     block_sizes,
 )
+from estimator.units import round_up
 from profiler.surface_cache import at, identity
 from profiler.trace.scratch import GEMM_4BIT_ROWS, SORT_FREE_INDICES
 from profiler.trace.session import TRACED_STEPS, record_timeline
@@ -35,9 +36,9 @@ POINTS_A_REGION = 3
 MASK_ALIGNMENT = 16
 
 _BATCHES = (1, 2, 3, 5, 7, 11)
-_OFFSETS = (115, 291, 787, 1197, 1915, 2309, 48, 112, 400, 1008, 2032, 7, 25, 53)
-"""Lengths to trace at, from a threshold: no special multiples first, then those of 16, then what
-lies close to it."""
+_OFFSETS = (115, 298, 800, 1197, 1915, 2309, 7, 25, 53, 71, 93, 153, 201)
+"""Lengths to trace at, from a threshold, then what lies close to it. Their remainders differ, so
+that a length that is rounded up is told from one that is rounded after something was added."""
 
 _SAMPLE_BATCHES = (1, 2, 3, 4, 6, 8, 16, 64, 256)
 _SAMPLE_LENGTHS = tuple(round(MIN_LENGTH * 1.7**step) for step in range(18))
@@ -189,6 +190,9 @@ def _points(surface: Surface, region: str) -> list[Point]:
         t.bound for t in surface.thresholds if t.quantity in ("length", "tokens")
     }
     lengths = [start + offset for offset in _OFFSETS for start in sorted(starts)]
+    for cut in surface.thresholds:
+        if cut.quantity == "alignment":
+            lengths += [round_up(s + cut.shift, cut.bound) - cut.shift for s in lengths]
     chosen: dict[int, int] = {}
     for other_batches in (True, False):
         for length in lengths:

@@ -42,6 +42,7 @@ def case(**fields: Any) -> Case:
         {"method": "lora", "quantization": "nf4", "gradient_checkpointing": True},
         {"model": WINDOW},
         {"task": "inference", "max_new_tokens": 20},
+        {"task": "inference", "max_new_tokens": 9, "cache": "static"},
         {"task": "inference", "max_new_tokens": 7, "model": WINDOW},
         {"task": "inference", "quantization": "nf4", "max_new_tokens": 5},
     ],
