@@ -110,9 +110,11 @@ def _turn(
 
 def _rotate(tape: Tape, x: Tensor, style: str, tables: tuple[Tensor, ...]) -> Tensor:
     first = _times_table(tape, x, style, tables[:1])
-    negated = tape.op(x.count // 2, x.width, (x,), grads=(x.size,), temporaries=(x.size // 2,))
-    halves = tape.op(x.count, x.width, (negated, x), grads=(PASS, x.size))
-    tape.drop(negated)
+    # Each slice's gradient is copied into zeros of the whole, the negated one's first.
+    front, back = (tape.view(x, x.count // 2, x.size) for _ in range(2))
+    negated = tape.op(back.count, x.width, (back,))
+    halves = tape.op(x.count, x.width, (negated, front), grads=(PASS, PASS))
+    tape.drop(negated, front, back)
     if style == "fp32_repeated":
         narrow, halves = halves, cast(tape, halves, 4)
         tape.drop(narrow)
