@@ -93,7 +93,9 @@ def default_configuration(model_type: str, layers: int | None = None) -> dict[st
     if layers is not None:
         known = transformers.CONFIG_MAPPING[model_type]()
         # The decoders of encoder-decoder models count their own.
-        names = ("num_hidden_layers", "decoder_layers", "num_decoder_layers")
+        names: tuple[str, ...] = ("num_hidden_layers", "decoder_layers")
+        if hasattr(known, "num_decoder_layers"):
+            names = ("num_decoder_layers",)
         cut = {name: layers for name in names if hasattr(known, name)}
     if model_type not in PARSERS:
         return {"model_type": model_type, **cut}

@@ -22,7 +22,14 @@ from profiler import optimizers, quantize, stacks
 
 ADAPTER_SEED = 0
 
-_REFUSALS = (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError)
+_REFUSALS = (
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    ZeroDivisionError,
+    NotImplementedError,
+)
 """What transformers raises for a configuration that it cannot use."""
 
 

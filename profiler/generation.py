@@ -16,8 +16,8 @@ from estimator.case import Case
 from estimator.errors import UnsupportedError
 from profiler.loops import Observer, accepted_names, run_forward
 
-_PREPARE_INPUTS = ("cpmant",)
-"""Model types that take a cache but not the newest token alone: only they know their inputs."""
+_PREPARE_INPUTS = ("cpmant", "openai-gpt", "xlm")
+"""Model types that do not take the newest token alone: only they know their inputs."""
 
 CACHE_NAMES = ("past_key_values", "cache_params", "state", "mems")
 """What models call that which they carry from step to step."""

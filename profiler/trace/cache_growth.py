@@ -1,6 +1,6 @@
 """Grows a cache on the meta device by many tokens at once, as that many decode steps would.
 
-Source: transformers/cache_utils.py, and the cache classes of deepseek_v4 and minimax_m3_vl.
+Source: transformers/cache_utils.py, and the caches of deepseek_v4, minimax_m3_vl and xlnet.
 """
 
 from __future__ import annotations
@@ -44,12 +44,15 @@ def grow(carried: dict[str, Any], count: int) -> None:
     """
     for name, cache in carried.items():
         layers = getattr(cache, "layers", None)
-        if layers is None:
+        if isinstance(cache, tuple) and all(isinstance(item, torch.Tensor) for item in cache):
+            # XLNet's memories, [tokens, batch, hidden]: XLNetModel.cache_mem.
+            carried[name] = tuple(_resized(item, 0, item.shape[0] + count) for item in cache)
+        elif layers is None:
             if name not in _CONSTANT_STATES:
                 raise _unknown(cache)
-            continue
-        for layer in layers:
-            _grow_layer(layer, count)
+        else:
+            for layer in layers:
+                _grow_layer(layer, count)
 
 
 def _grow_layer(layer: Any, count: int) -> None:

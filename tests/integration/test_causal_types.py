@@ -51,6 +51,7 @@ TYPES: dict[str, dict[str, Any]] = {
     },
     # States of their own.
     "rwkv": {"attention_hidden_size": 64},
+    "xlnet": {"d_model": 64, "n_layer": 2, "n_head": 4, "d_inner": 96},
     "minimax": {"num_local_experts": 4, "head_dim": 16},
     # Latent attention, with experts; a sparse indexer.
     "deepseek_v3": {**MLA, **EXPERTS, "n_routed_experts": 4, "n_group": 1, "topk_group": 1},
@@ -74,7 +75,9 @@ CASES: dict[str, dict[str, Any]] = {
 
 def case_of(model_type: str, name: str) -> Case:
     model = {"model_type": model_type, **SIZES, **TYPES[model_type]}
-    return Case.from_dict({"model": model, "sequence_length": 24, **CASES[name]})
+    # XLNet's code mixes types in half precision, and fails.
+    dtype = "float32" if model_type == "xlnet" else "bfloat16"
+    return Case.from_dict({"model": model, "sequence_length": 24, "dtype": dtype, **CASES[name]})
 
 
 @pytest.mark.parametrize("model_type", TYPES)

@@ -71,5 +71,5 @@ def test_recurrent_states_stay_as_they_are() -> None:
 
 def test_an_unknown_state_is_refused_in_one_sentence() -> None:
     with pytest.raises(UnsupportedError, match="max_new_tokens up to 4") as caught:
-        grow({"past_key_values": (torch.empty(5, 1, 4, device="meta"),)}, 7)
+        grow({"past_key_values": [torch.empty(5, 1, 4, device="meta")]}, 7)
     assert "\n" not in str(caught.value)

@@ -33,6 +33,9 @@ TYPES: dict[str, dict[str, Any]] = {
     "minimax": {"num_local_experts": 2, "head_dim": 16},
     "mixtral": {"num_local_experts": 4},
     "cpmant": {"dim_head": 16, "dim_ff": 32},
+    "openai-gpt": {"n_embd": 32, "n_layer": 2, "n_head": 2},
+    "xlm": {"emb_dim": 32, "n_layers": 2, "n_heads": 2, "mask_token_id": 3},
+    "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 32},
 }
 STEPS = 5
 
