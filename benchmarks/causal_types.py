@@ -96,6 +96,9 @@ def default_configuration(model_type: str, layers: int | None = None) -> dict[st
         names: tuple[str, ...] = ("num_hidden_layers", "decoder_layers")
         if hasattr(known, "num_decoder_layers"):
             names = ("num_decoder_layers",)
+        elif model_type == "longcat_flash":
+            # Each of its layers has two attentions, which num_hidden_layers counts.
+            names = ("num_layers",)
         cut = {name: layers for name in names if hasattr(known, name)}
     if model_type not in PARSERS:
         return {"model_type": model_type, **cut}
