@@ -190,7 +190,8 @@ class Surface:
         for number in np.unique(code):
             chosen = np.nonzero(code == number)[0]
             B, S = batch[chosen], length[chosen]
-            stream = self.stream(int(B[0]), int(S.min()))
+            shortest = int(S.argmin())
+            stream = self.stream(int(B[shortest]), int(S[shortest]))
             result[chosen] = _highest(stream, B, S, phase)
         rows: list[list[int]] = result.reshape(len(batches), len(lengths)).tolist()
         return rows

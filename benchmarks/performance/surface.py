@@ -64,8 +64,8 @@ def _derived(case: Case) -> Surface:
     from profiler.trace.surface import extend, new_surface
 
     surface = new_surface(case)
-    for batch in (1, 2, 16):
-        for length in (200, 1600, 8000):
+    for batch in BATCHES:
+        for length in LENGTHS:
             extend(surface, case, batch, length)
     return surface
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,20 @@ def test_a_grid_is_close_to_its_points_and_the_right_way_round() -> None:
     assert loaded == pytest.approx(100 * MIB, rel=0.02)
     with pytest.raises(UnknownRegion):
         known.grid([1, 2], [100, 4000])
+
+
+def test_each_cell_of_a_grid_is_of_its_own_region() -> None:
+    pytest.importorskip("numpy")
+    double = replace(STREAM, instants=(Instant("forward", (2, 0, 0)),))
+    thresholds = (Threshold("tokens", 3073),)
+    known = Surface({}, thresholds, {"0": STREAM, "1": double})
+    for batch in (2, 40):
+        for length in (16, 100, 2000):
+            beyond = batch * length > 3072
+            alone = known.grid([batch], [length])[0][0]
+            table = known.grid([2, 40], [16, 100, 2000])
+            assert table[(2, 40).index(batch)][(16, 100, 2000).index(length)] == alone
+            assert (alone == 2 * 204_801 * 512) == beyond
 
 
 def test_a_file_gives_the_same_surface(tmp_path: Path) -> None:
