@@ -38,6 +38,7 @@ _ONE_CASE = ("timeline", "picture", "snapshot", "capacity_mib")
     metavar="N",
     help="Does it fit on a card of so many MiB?",
 )
+@click.option("--padded", is_flag=True, help="Sequences differ in length: a padding mask.")
 @click.option("--expandable-segments", is_flag=True, help="The allocator's expandable_segments.")
 @answer_options
 @click.pass_context
@@ -50,20 +51,20 @@ def trace(ctx: click.Context, /, **options: Any) -> None:
 
     With --check or --capacity-mib, the run is played again with no more memory than the card has.
     """
-    expandable = options["expandable_segments"]
+    expandable, padded = options["expandable_segments"], options["padded"]
     if options["cases_file"] is not None:
         given = [name for name in _ONE_CASE if options[name] is not None]
         if given:
             flag = "--" + given[0].replace("_", "-")
             raise click.UsageError(f"{flag} is for one case, not for --cases", ctx)
-        answer(ctx, lambda case: _trace(case, expandable).report, options)
+        answer(ctx, lambda case: _trace(case, expandable, padded).report, options)
         return
     files = TraceFiles(options["timeline"], options["picture"], options["snapshot"])
     files.check()
     case = read_case(options)
     if options["check"] and case.gpu is None and options["capacity_mib"] is None:
         raise click.UsageError("--check needs a card: give --gpu or --capacity-mib", ctx)
-    traced = _trace(case, expandable)
+    traced = _trace(case, expandable, padded)
     files.write(traced)
     capacity = _capacity(traced, case, options)
     _, verbose = verbosity(ctx, options)
@@ -77,12 +78,12 @@ def trace(ctx: click.Context, /, **options: Any) -> None:
     )
 
 
-def _trace(case: Case, expandable: bool) -> Trace:
+def _trace(case: Case, expandable: bool, padded: bool) -> Trace:
     check_model(case)
     need_torch("trace")
     from profiler.trace import trace_run
 
-    return trace_run(case, expandable)
+    return trace_run(case, expandable, padded)
 
 
 def _capacity(traced: Trace, case: Case, options: dict[str, Any]) -> Capacity | None:

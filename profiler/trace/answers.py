@@ -43,10 +43,12 @@ class Answers:
 
     Args:
         handle_of: gives a storage's handle, which is never used twice, or None.
+        padded: whether sequences differ in length, so that a mask is not all true.
     """
 
-    def __init__(self, handle_of: Callable[[Any], int | None]) -> None:
+    def __init__(self, handle_of: Callable[[Any], int | None], padded: bool = False) -> None:
         self._handle_of = handle_of
+        self._padded = padded
         self._known: dict[int, Sum] = {}
         self._ranges: dict[int, int] = {}
         self.lines: dict[str, None] = {}
@@ -88,7 +90,7 @@ class Answers:
             return NotImplemented
         known = self._sum_of(tensor)
         if tensor.dtype == torch.bool:
-            return known is None or known.total > 0
+            return not self._padded if known is None else known.total > 0
         value = 1
         if known is not None:
             self.lines[ROUTING_LINE] = None

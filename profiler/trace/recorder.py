@@ -39,10 +39,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         workspace_bytes: cuBLAS workspace a handle; the first matrix product of the forward and
             the first of the backward pass allocate one each (autograd's thread has its own handle).
         modules: tells which module runs.
+        padded: whether sequences differ in length.
     """
 
     def __init__(
-        self, timeline: Timeline, vocab_size: int, workspace_bytes: int, modules: Modules
+        self,
+        timeline: Timeline,
+        vocab_size: int,
+        workspace_bytes: int,
+        modules: Modules,
+        padded: bool = False,
     ) -> None:
         super().__init__()
         accumulation.unshared_counts()
@@ -53,7 +59,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         self._running: Any = None
         self._workspaces: set[bool] = set()
         self._alive: dict[int, tuple[int, weakref.ref[Any]]] = {}
-        self.answers = Answers(self._handle_of)
+        self.answers = Answers(self._handle_of, padded)
 
     def phase(self, name: str) -> None:
         """Begin a phase."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from estimator.case import Case
+from estimator.errors import UnsupportedError
 from estimator.gpus import workspace_bytes
 from estimator.report import MemoryReport, Parameters, Peak
 from profiler import build, loops, tensors
@@ -47,16 +48,23 @@ def trace_case(case: Case) -> MemoryReport:
     return trace_run(case).report
 
 
-def trace_run(case: Case, expandable: bool = False) -> Trace:
+def trace_run(case: Case, expandable: bool = False, padded: bool = False) -> Trace:
     """Trace a case and keep its timeline, for those who want to look into it.
 
     Args:
         expandable: the allocator's `expandable_segments:True`.
+        padded: sequences differ in length, so that the mask is not all ones: attention is given
+            a mask, and takes another kernel for it.
 
     Raises:
         UnsupportedError, ModelError: as `trace_case`.
     """
-    timeline, parameters, lines = _record(case)
+    if padded and case.attention == "flash_attention_2":
+        raise UnsupportedError(
+            "a padded batch under flash_attention_2 is unpadded by its lengths, which a trace does "
+            "not know: trace it with attention sdpa or eager"
+        )
+    timeline, parameters, lines = _record(case, padded)
     result = replay(timeline, TRACED_STEPS - 1 if case.training else 0, expandable)
     report = MemoryReport(
         source="trace",
@@ -72,7 +80,7 @@ def trace_run(case: Case, expandable: bool = False) -> Trace:
         ),
         phases=result.phases,
         components=result.components,
-        assumptions=(*_assumptions(case, expandable), *lines),
+        assumptions=(*_assumptions(case, expandable, padded), *lines),
     )
     return Trace(report, timeline, result, expandable)
 
@@ -83,7 +91,7 @@ def record_timeline(case: Case) -> tuple[Timeline, Parameters]:
     return timeline, parameters
 
 
-def _record(case: Case) -> tuple[Timeline, Parameters, tuple[str, ...]]:
+def _record(case: Case, padded: bool = False) -> tuple[Timeline, Parameters, tuple[str, ...]]:
     """Return the timeline, the parameter counts, and what was assumed of this model."""
     timeline = Timeline()
     # Before torch's functions are replaced: some models compile their own when imported.
@@ -94,7 +102,8 @@ def _record(case: Case) -> tuple[Timeline, Parameters, tuple[str, ...]]:
             stack.enter_context(replaced_functions(loops.autocast_dtype(case)))
         config = model.config.get_text_config()
         modules = Modules(model)
-        recorder = Recorder(timeline, config.vocab_size, workspace_bytes(case.gpu), modules)
+        workspace = workspace_bytes(case.gpu)
+        recorder = Recorder(timeline, config.vocab_size, workspace, modules, padded)
         recorder.register(tensors.model_tensors(model), "weights")
         for tensor, module in modules.tensors:
             recorder.place([tensor], module)
@@ -195,13 +204,13 @@ def _name_cache(generation: Generation, recorder: Recorder) -> None:
     recorder.register(tensors.cache_tensors(generation.cache), "kv_cache")
 
 
-def _assumptions(case: Case, expandable: bool) -> tuple[str, ...]:
+def _assumptions(case: Case, expandable: bool, padded: bool) -> tuple[str, ...]:
     import transformers
 
     lines = [
         f"simulated: torch {torch.__version__.split('+')[0]}, "
         f"transformers {transformers.__version__}, on meta tensors",
-        "full, unpadded batches",
+        "padded batches: the mask is not all ones" if padded else "full, unpadded batches",
         "cuBLAS workspaces as "
         + (f"on {case.gpu}" if case.gpu else "before Hopper (no gpu named)")
         + f": {workspace_bytes(case.gpu)} B a handle",

@@ -15,7 +15,7 @@ from estimator import MemoryReport
 from estimator.case import Case
 from estimator.errors import ModelError, UnsupportedError
 from estimator.gpus import DEFAULT_WORKSPACE_BYTES, HOPPER_WORKSPACE_BYTES
-from profiler.trace import trace_case
+from profiler.trace import trace_case, trace_run
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -195,3 +195,14 @@ def test_a_refused_case_leaves_the_next_one_alone() -> None:
     with pytest.raises(UnsupportedError):
         trace(cache="paged")
     assert trace_case(SEVERAL[1]) == before
+
+
+def test_a_padded_batch_gives_attention_a_mask() -> None:
+    given = case(task="training", sequence_length=512)
+    full, padded = trace_run(given), trace_run(given, padded=True)
+    assert "padded batches: the mask is not all ones" in padded.report.assumptions
+    operations = {allocation.operation for allocation in padded.timeline.allocations}
+    assert any("efficient" in str(name) for name in operations)
+    assert not any("efficient" in str(a.operation) for a in full.timeline.allocations)
+    with pytest.raises(UnsupportedError, match="sdpa or eager"):
+        trace_run(case(attention="flash_attention_2"), padded=True)
