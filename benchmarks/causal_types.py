@@ -235,7 +235,7 @@ def totals(rows: Sequence[Row]) -> dict[str, Any]:
     return counts
 
 
-def to_json(rows: Sequence[Row], timeout_s: float) -> dict[str, Any]:
+def to_json(rows: Sequence[Row], timeout_s: float, depth: int | None) -> dict[str, Any]:
     """Return the result as an object: versions, cases, totals and rows."""
     import peft
     import torch
@@ -249,6 +249,7 @@ def to_json(rows: Sequence[Row], timeout_s: float) -> dict[str, Any]:
             "peft": peft.__version__,
         },
         "timeout_s": timeout_s,
+        "layers": depth,
         "cases": RUNS,
         "totals": totals(rows),
         "rows": [asdict(row) for row in rows],
@@ -291,7 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         new = {row.model_type for row in rows}
         rows += [row for row in read_rows(options.output) if row.model_type not in new]
         rows.sort(key=lambda row: row.model_type)
-    result = to_json(rows, options.timeout)
+    result = to_json(rows, options.timeout, options.layers)
     counts = result["totals"]
     print(
         f"{counts['types']} types, {counts['built']} build; traced: {counts['training']} training, "

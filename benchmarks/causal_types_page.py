@@ -46,8 +46,18 @@ def page(result: dict[str, Any]) -> str:
     counts = result["totals"]
     built = counts["built"]
     versions = ", ".join(f"{name} {value}" for name, value in result["versions"].items())
+    depth = result["layers"]
     lines = [
         _HEAD,
+        *(
+            [
+                f"This run was made with `--layers {depth}`: every type has {depth} layers, whatever "
+                "its own number, unless its default configuration cannot be changed so.",
+                "",
+            ]
+            if depth is not None
+            else []
+        ),
         f"Traced with {versions}. Of {counts['types']} types, {built} build from their default "
         f"configuration. Of these are traced: training {_share(counts['training'], built)}, LoRA "
         f"{_share(counts['lora'], built)}, inference {_share(counts['inference'], built)}, all "

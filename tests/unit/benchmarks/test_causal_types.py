@@ -31,9 +31,10 @@ ROWS = [
 ]
 
 
-def result() -> dict[str, Any]:
+def result(depth: int | None = None) -> dict[str, Any]:
     return {
         "versions": {"torch": "2", "transformers": "5"},
+        "layers": depth,
         "totals": totals(ROWS),
         "rows": [asdict(one) for one in ROWS],
     }
@@ -72,6 +73,11 @@ def test_the_page_has_a_row_a_type_that_builds_and_every_reason() -> None:
     assert "* `broken`: it lacks a size" in text
     assert "| `broken`" not in text
     assert "training 3 (100 %), LoRA 2 (67 %), inference 3 (100 %), all three 2 (67 %)" in text
+
+
+def test_the_page_says_where_every_depth_was_changed() -> None:
+    assert "`--layers 8`: every type has 8 layers" in page(result(8))
+    assert "--layers" not in page(result())
 
 
 def test_an_earlier_result_is_read_back(tmp_path: Path) -> None:
