@@ -51,8 +51,8 @@ def page(result: dict[str, Any]) -> str:
         _HEAD,
         *(
             [
-                f"This run was made with `--layers {depth}`: every type has {depth} layers, whatever "
-                "its own number, unless its default configuration cannot be changed so.",
+                f"This run was made with `--layers {depth}`: every type has {depth} layers, "
+                "whatever its own number, unless its default configuration cannot be changed so.",
                 "",
             ]
             if depth is not None
