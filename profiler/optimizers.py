@@ -78,11 +78,13 @@ def _bitsandbytes(name: str, groups: list[dict[str, Any]], model: Any) -> Any:
     import bitsandbytes
     import torch
 
+    # The manager is one a process, and knows parameters by their ids, which later models reuse.
+    manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
+    manager.initialize()
     bits = 8 if "8bit" in name else 32
     kind = bitsandbytes.optim.Lion if "lion" in name else bitsandbytes.optim.AdamW
     optimizer = kind(groups, lr=LEARNING_RATE, optim_bits=bits, is_paged="paged" in name)
     if bits == 8:
-        manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
         for module in model.modules():
             if isinstance(module, torch.nn.Embedding):
                 manager.register_module_override(module, "weight", {"optim_bits": 32})

@@ -9,6 +9,8 @@ Source: transformers/quantizers/quantizer_bnb_{4,8}bit.py, bitsandbytes/nn/modul
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from estimator.case import Case
@@ -40,12 +42,12 @@ def quantize_model(case: Case, model: Any, device: Any, dtype: Any) -> Any:
 
     quantizer = AutoHfQuantizer.from_config(quantization_config(case, dtype), pre_quantized=False)
     quantizer.preprocess_model(model=model, device_map={"": device}, dtype=dtype)
-    _prepare_tables(device)
-    for module in model.modules():
-        if isinstance(module, bitsandbytes.nn.Linear4bit):
-            _fill_4bit(module, device, dtype)
-        elif isinstance(module, bitsandbytes.nn.Linear8bitLt):
-            _fill_8bit(module, device)
+    with _tables_on(device):
+        for module in model.modules():
+            if isinstance(module, bitsandbytes.nn.Linear4bit):
+                _fill_4bit(module, device, dtype)
+            elif isinstance(module, bitsandbytes.nn.Linear8bitLt):
+                _fill_8bit(module, device)
     quantizer.postprocess_model(model)
     model.hf_quantizer = quantizer
     return model
@@ -90,10 +92,22 @@ def _fill_8bit(module: Any, device: Any) -> None:
         module.weight = weight._quantize(device)
 
 
-def _prepare_tables(device: Any) -> None:
-    """Put bitsandbytes' shared 8-bit code where it is on a GPU: on the device, once."""
+@contextlib.contextmanager
+def _tables_on(device: Any) -> Iterator[None]:
+    """Put bitsandbytes' shared 8-bit code where it is on a GPU: on the device, once.
+
+    A meta table is taken back afterwards: the next model in this process may be a real one.
+    """
     from bitsandbytes import functional
 
-    code = functional.name2qmap.get("dynamic")
-    if code is None or code.device != device:
-        functional.name2qmap["dynamic"] = functional.create_dynamic_map().to(device)
+    tables = functional.name2qmap
+    before = tables.get("dynamic")
+    if before is None or before.device != device:
+        tables["dynamic"] = functional.create_dynamic_map().to(device)
+    try:
+        yield
+    finally:
+        if device.type == "meta":
+            tables.pop("dynamic")
+            if before is not None:
+                tables["dynamic"] = before
