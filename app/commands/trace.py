@@ -23,6 +23,17 @@ if TYPE_CHECKING:
     from profiler.trace.capacity import Capacity
 
 _MAX_CAPACITY_MIB = 2**31 - 1
+SCRATCH_TERMS = (
+    "embedding-sort",
+    "index-sort",
+    "flash-backward",
+    "efficient-backward",
+    "4bit-dequantized",
+    "int8-outliers",
+    "int8-product",
+)
+"""As in profiler.trace.scratch, which needs torch: a test keeps them equal."""
+
 _ONE_CASE = ("timeline", "picture", "snapshot", "capacity_mib")
 """Options that make no sense for many cases."""
 
@@ -39,6 +50,13 @@ _ONE_CASE = ("timeline", "picture", "snapshot", "capacity_mib")
     help="Does it fit on a card of so many MiB?",
 )
 @click.option("--padded", is_flag=True, help="Sequences differ in length: a padding mask.")
+@click.option(
+    "--without-scratch",
+    multiple=True,
+    type=click.Choice(SCRATCH_TERMS),
+    metavar="TERM",
+    help="Leave a kernel's scratch out (may be repeated).",
+)
 @click.option("--expandable-segments", is_flag=True, help="The allocator's expandable_segments.")
 @answer_options
 @click.pass_context
@@ -51,20 +69,24 @@ def trace(ctx: click.Context, /, **options: Any) -> None:
 
     With --check or --capacity-mib, the run is played again with no more memory than the card has.
     """
-    expandable, padded = options["expandable_segments"], options["padded"]
+    settings = {
+        "expandable": options["expandable_segments"],
+        "padded": options["padded"],
+        "without": options["without_scratch"],
+    }
     if options["cases_file"] is not None:
         given = [name for name in _ONE_CASE if options[name] is not None]
         if given:
             flag = "--" + given[0].replace("_", "-")
             raise click.UsageError(f"{flag} is for one case, not for --cases", ctx)
-        answer(ctx, lambda case: _trace(case, expandable, padded).report, options)
+        answer(ctx, lambda case: _trace(case, settings).report, options)
         return
     files = TraceFiles(options["timeline"], options["picture"], options["snapshot"])
     files.check()
     case = read_case(options)
     if options["check"] and case.gpu is None and options["capacity_mib"] is None:
         raise click.UsageError("--check needs a card: give --gpu or --capacity-mib", ctx)
-    traced = _trace(case, expandable, padded)
+    traced = _trace(case, settings)
     files.write(traced)
     capacity = _capacity(traced, case, options)
     _, verbose = verbosity(ctx, options)
@@ -78,12 +100,12 @@ def trace(ctx: click.Context, /, **options: Any) -> None:
     )
 
 
-def _trace(case: Case, expandable: bool, padded: bool) -> Trace:
+def _trace(case: Case, settings: dict[str, Any]) -> Trace:
     check_model(case)
     need_torch("trace")
     from profiler.trace import trace_run
 
-    return trace_run(case, expandable, padded)
+    return trace_run(case, **settings)
 
 
 def _capacity(traced: Trace, case: Case, options: dict[str, Any]) -> Capacity | None:

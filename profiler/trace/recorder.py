@@ -9,7 +9,7 @@ goes the operation that made it and the module that ran it.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import cache
 from typing import Any
 
@@ -40,6 +40,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             the first of the backward pass allocate one each (autograd's thread has its own handle).
         modules: tells which module runs.
         padded: whether sequences differ in length.
+        without: names of scratch terms to leave out.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         workspace_bytes: int,
         modules: Modules,
         padded: bool = False,
+        without: Collection[str] = (),
     ) -> None:
         super().__init__()
         accumulation.unshared_counts()
@@ -60,6 +62,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         self._workspaces: set[bool] = set()
         self._alive: dict[int, tuple[int, weakref.ref[Any]]] = {}
         self.answers = Answers(self._handle_of, padded)
+        self._without = frozenset(without)
 
     def phase(self, name: str) -> None:
         """Begin a phase."""
@@ -117,7 +120,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         return None if known is None else known[0]
 
     def _scratch(self, func: Any, args: Any) -> list[int]:
-        return [self._allocate(size, name) for name, size in scratch.before(func, args)]
+        return [
+            self._allocate(size, name) for name, size in scratch.before(func, args, self._without)
+        ]
 
     def _allocate(self, size_bytes: int, component: str | None = None) -> int:
         """Record an allocation that the running operation makes."""

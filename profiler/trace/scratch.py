@@ -5,7 +5,8 @@ Each term names its source. A term is alive only while its operation runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -110,20 +111,32 @@ def _index_put(args: Any) -> list[tuple[str, int]]:
     return [("temporaries", 8 * count)] * 6 if accumulates else []
 
 
-TERMS: dict[Any, Callable[[Any], list[tuple[str, int]]]] = {
-    torch.ops.aten.embedding_dense_backward.default: _embedding_backward,
-    torch.ops.aten.index_put.default: _index_put,
-    torch.ops.aten._scaled_dot_product_flash_attention_backward.default: _flash_backward,
-    torch.ops.aten._scaled_dot_product_efficient_attention_backward.default: _efficient_backward,
-}
-"""Scratch by operation: a function from its arguments to (component, bytes) pairs."""
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A term by its name, and the function from an operation's arguments to its parts.
 
-_NAMED: dict[str, Callable[[Any], list[tuple[str, int]]]] = {
-    "bitsandbytes::gemm_4bit": _gemm_4bit,
-    "bitsandbytes::int8_vectorwise_quant": _vectorwise_quant,
-    "bitsandbytes::int8_mixed_scaled_mm": _mixed_scaled_mm,
+    Its docstring gives shapes and source. `sizes` returns (component, bytes) pairs.
+    """
+
+    name: str
+    sizes: Callable[[Any], list[tuple[str, int]]]
+
+
+TERMS = {
+    "aten::embedding_dense_backward": Term("embedding-sort", _embedding_backward),
+    "aten::index_put": Term("index-sort", _index_put),
+    "aten::_scaled_dot_product_flash_attention_backward": Term("flash-backward", _flash_backward),
+    "aten::_scaled_dot_product_efficient_attention_backward": Term(
+        "efficient-backward", _efficient_backward
+    ),
+    "bitsandbytes::gemm_4bit": Term("4bit-dequantized", _gemm_4bit),
+    "bitsandbytes::int8_vectorwise_quant": Term("int8-outliers", _vectorwise_quant),
+    "bitsandbytes::int8_mixed_scaled_mm": Term("int8-product", _mixed_scaled_mm),
 }
-"""The same for operations of packages that may not be there."""
+"""Scratch by the operation's name."""
+
+NAMES = tuple(term.name for term in TERMS.values())
+"""The terms' names, by which a trace can be made without them."""
 
 
 def multiplies(func: Any, args: Any) -> bool:
@@ -131,7 +144,7 @@ def multiplies(func: Any, args: Any) -> bool:
     return bool(func.name() == "bitsandbytes::gemm_4bit" and _gemm_4bit(args))
 
 
-def before(func: Any, args: Any) -> list[tuple[str, int]]:
-    """Return the scratch that an operation holds while it runs."""
-    term = TERMS.get(func) or _NAMED.get(func.name())
-    return [] if term is None else term(args)
+def before(func: Any, args: Any, without: Collection[str] = ()) -> list[tuple[str, int]]:
+    """Return the scratch that an operation holds while it runs, but for the terms left out."""
+    term = TERMS.get(func.name())
+    return [] if term is None or term.name in without else term.sizes(args)

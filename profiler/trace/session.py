@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,13 +49,17 @@ def trace_case(case: Case) -> MemoryReport:
     return trace_run(case).report
 
 
-def trace_run(case: Case, expandable: bool = False, padded: bool = False) -> Trace:
+def trace_run(
+    case: Case, expandable: bool = False, padded: bool = False, without: Collection[str] = ()
+) -> Trace:
     """Trace a case and keep its timeline, for those who want to look into it.
 
     Args:
         expandable: the allocator's `expandable_segments:True`.
         padded: sequences differ in length, so that the mask is not all ones: attention is given
             a mask, and takes another kernel for it.
+        without: scratch terms to leave out (names in `profiler.trace.scratch.NAMES`), to see what
+            they are worth.
 
     Raises:
         UnsupportedError, ModelError: as `trace_case`.
@@ -64,7 +69,7 @@ def trace_run(case: Case, expandable: bool = False, padded: bool = False) -> Tra
             "a padded batch under flash_attention_2 is unpadded by its lengths, which a trace does "
             "not know: trace it with attention sdpa or eager"
         )
-    timeline, parameters, lines = _record(case, padded)
+    timeline, parameters, lines = _record(case, padded, without)
     result = replay(timeline, TRACED_STEPS - 1 if case.training else 0, expandable)
     report = MemoryReport(
         source="trace",
@@ -80,7 +85,7 @@ def trace_run(case: Case, expandable: bool = False, padded: bool = False) -> Tra
         ),
         phases=result.phases,
         components=result.components,
-        assumptions=(*_assumptions(case, expandable, padded), *lines),
+        assumptions=(*_assumptions(case, expandable, padded), *_left_out(without), *lines),
     )
     return Trace(report, timeline, result, expandable)
 
@@ -91,7 +96,9 @@ def record_timeline(case: Case) -> tuple[Timeline, Parameters]:
     return timeline, parameters
 
 
-def _record(case: Case, padded: bool = False) -> tuple[Timeline, Parameters, tuple[str, ...]]:
+def _record(
+    case: Case, padded: bool = False, without: Collection[str] = ()
+) -> tuple[Timeline, Parameters, tuple[str, ...]]:
     """Return the timeline, the parameter counts, and what was assumed of this model."""
     timeline = Timeline()
     # Before torch's functions are replaced: some models compile their own when imported.
@@ -103,7 +110,7 @@ def _record(case: Case, padded: bool = False) -> tuple[Timeline, Parameters, tup
         config = model.config.get_text_config()
         modules = Modules(model)
         workspace = workspace_bytes(case.gpu)
-        recorder = Recorder(timeline, config.vocab_size, workspace, modules, padded)
+        recorder = Recorder(timeline, config.vocab_size, workspace, modules, padded, without)
         recorder.register(tensors.model_tensors(model), "weights")
         for tensor, module in modules.tensors:
             recorder.place([tensor], module)
@@ -202,6 +209,10 @@ def _skip(generation: Generation, count: int) -> None:
 
 def _name_cache(generation: Generation, recorder: Recorder) -> None:
     recorder.register(tensors.cache_tensors(generation.cache), "kv_cache")
+
+
+def _left_out(without: Collection[str]) -> tuple[str, ...]:
+    return tuple(f"scratch left out on request: {name}" for name in without)
 
 
 def _assumptions(case: Case, expandable: bool, padded: bool) -> tuple[str, ...]:

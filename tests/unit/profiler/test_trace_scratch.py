@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from profiler.trace import scratch
+from app.commands.trace import SCRATCH_TERMS
+from estimator.case import Case
+from profiler.trace import scratch, trace_run
 
 aten = torch.ops.aten
 FLASH = aten._scaled_dot_product_flash_attention_backward.default
@@ -53,3 +55,29 @@ def test_efficient_backward_holds_delta_and_an_accumulator() -> None:
 
 def test_other_operations_hold_nothing() -> None:
     assert sizes(aten.mm.default, None, None) == []
+
+
+def test_the_command_lines_names_are_the_terms() -> None:
+    assert SCRATCH_TERMS == scratch.NAMES
+
+
+def test_a_term_left_out_is_not_counted() -> None:
+    case = Case.from_dict(
+        {
+            "model": {
+                "model_type": "llama",
+                "hidden_size": 256,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 8,
+                "vocab_size": 32,
+            },
+            "task": "training",
+            "sequence_length": 4096,
+            "gradient_checkpointing": True,
+        }
+    )
+    full = trace_run(case).report
+    without = trace_run(case, without=["flash-backward"]).report
+    assert without.peak.requested_bytes < full.peak.requested_bytes
+    assert "scratch left out on request: flash-backward" in without.assumptions
