@@ -6,8 +6,9 @@ Source: transformers/models/gpt_neox/modeling_gpt_neox.py (`GPTNeoXAttention.for
 
 from __future__ import annotations
 
-from estimator.architecture.attention import attend, grow_cache
+from estimator.architecture.attention import grow_cache
 from estimator.architecture.context import Context
+from estimator.architecture.kernels import attend
 from estimator.architecture.moe import feed_forward
 from estimator.architecture.norms import norm
 from estimator.architecture.parts import add, dropout, linear

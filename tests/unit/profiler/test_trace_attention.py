@@ -74,8 +74,8 @@ def test_the_kernel_by_shape_and_mask(
 def test_the_formulas_choose_the_same_kernels() -> None:
     from dataclasses import replace
 
-    from estimator.architecture.attention import kernel
     from estimator.architecture.context import training_context
+    from estimator.architecture.kernels import kernel
     from estimator.case import Case
     from estimator.config_source import load_config
     from estimator.families import parse_spec

@@ -1,0 +1,294 @@
+"""The kernels of attention: which one CUDA chooses, and what each makes, saves and holds.
+
+`kernel` is the same rule as profiler/trace/attention.py has for real tensors. Source:
+aten/src/ATen/native/transformers/cuda/sdp_utils.cpp and attention.cpp; integrations/
+sdpa_attention.py and `eager_attention_forward` of transformers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from estimator.architecture.context import AMP_WIDTH, MAX_FLASH_HEAD, Context
+from estimator.architecture.parts import capped, cast, dropout, operands, scale
+from estimator.architecture.tape import PASS, Tape, Tensor
+from estimator.spec import Attention
+from estimator.units import round_up
+
+
+def masked(spec: Attention, ctx: Context) -> bool:
+    """Whether sdpa is given a mask: only for a window that the keys reach.
+
+    Source: transformers/masking_utils.py, `_ignore_causal_mask_sdpa`.
+    """
+    return spec.window is not None and ctx.keys >= spec.window
+
+
+def kernel(spec: Attention, ctx: Context) -> str:
+    """Return what runs: `eager`, `flash`, `efficient` or `math`.
+
+    Source: aten/src/ATen/native/transformers/cuda/sdp_utils.cpp, `select_sdp_backend`.
+    """
+    if ctx.attention == "eager":
+        return "eager"
+    if ctx.attention == "flash_attention_2":
+        return "flash"
+    mask = masked(spec, ctx)
+    if ctx.half and not mask and spec.head_dim <= MAX_FLASH_HEAD:
+        return "flash"
+    # Grouped heads reach the kernel only where there is no mask and the head is small.
+    grouped = spec.groups > 1 and not mask and spec.head_dim <= MAX_FLASH_HEAD
+    aligned = spec.head_dim % (8 if ctx.half else 4) == 0
+    return "efficient" if not grouped and aligned else "math"
+
+
+def attend(
+    tape: Tape,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    spec: Attention,
+    ctx: Context,
+    by_head: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Run the kernel: [B, Q, heads * d], and for eager the probabilities.
+
+    `by_head` is whether queries (and keys) lie in memory as [B, heads, Q, d].
+    """
+    if ctx.amp is not None:
+        return _under_autocast(tape, query, key, value, spec, ctx), None
+    chosen = kernel(spec, ctx)
+    if chosen == "eager":
+        return _eager(tape, query, key, value, spec, ctx, by_head)
+    if chosen == "math":
+        return _math(tape, query, key, value, spec, ctx), None
+    out = _fused(tape, query, key, value, spec, ctx, chosen)
+    if by_head and chosen == "flash" and ctx.queries > 1:
+        # Flash's output lies as the queries do: it is copied into [B, Q, heads, d].
+        copy = tape.op(out.count, out.width, (out,), grads=(PASS,))
+        tape.drop(out)
+        return copy, None
+    return out, None
+
+
+def _under_autocast(
+    tape: Tape, query: Tensor, key: Tensor, value: Tensor, spec: Attention, ctx: Context
+) -> Tensor:
+    """Autocast hands sdpa queries, keys and values in half precision."""
+    inner = replace(ctx, width=AMP_WIDTH, half=ctx.amp, amp=None)
+    q, k, v = (cast(tape, x, AMP_WIDTH) for x in (query, key, value))
+    out, _ = attend(tape, q, k, v, spec, inner)
+    tape.drop(q, k, v)
+    return out
+
+
+def _fused(
+    tape: Tape, query: Tensor, key: Tensor, value: Tensor, spec: Attention, ctx: Context, name: str
+) -> Tensor:
+    """Flash or memory-efficient: saves queries, keys, values, the output and a logsumexp.
+
+    Backward holds fp32 accumulators: see profiler/trace/scratch.py for their sources.
+    """
+    if name == "flash" and spec.head_dim % 8:
+        return _padded(tape, query, key, value, spec, ctx)
+    B, Q, a, d = ctx.batch, ctx.queries, spec.heads, spec.head_dim
+    q_bytes = B * Q * a * d * ctx.width
+    k_bytes = B * ctx.keys * spec.kv_heads * d * ctx.width
+    extra: list[Tensor] = []
+    if name == "flash":
+        rows = round_up(Q, 128)
+        wide = round_up(d, 32 if d <= 128 else 64)
+        temporaries: tuple[int, ...] = (4 * B * a * rows, 4 * B * a * rows * wide)
+        if spec.groups > 1:
+            expanded = B * ctx.keys * a * d * ctx.width
+            temporaries += (expanded, expanded)
+        logsumexp = 4 * B * a * Q
+    else:
+        temporaries = (4 * B * Q * a, 4 * B * Q * a * d)
+        logsumexp = 4 * B * a * round_up(Q, 32)
+        if masked(spec, ctx) and spec.groups > 1:
+            repeat = _repeat if spec.kv_heads > 1 else _expand
+            key, value = repeat(tape, key, spec, ctx), repeat(tape, value, spec, ctx)
+            extra = [key, value]
+            k_bytes = key.size
+    mask = _additive_mask(tape, spec, ctx) if name == "efficient" else None
+    inputs = (query, key, value)
+    saves = inputs if mask is None else (*inputs, mask)
+    out = tape.op(
+        B * Q * a * d,
+        ctx.width,
+        inputs,
+        saves,
+        saves_out=True,
+        aux=(logsumexp,) if name == "flash" or ctx.training else (),
+        grads=(q_bytes, k_bytes, k_bytes),
+        temporaries=temporaries,
+    )
+    tape.drop(mask, *extra)
+    return out
+
+
+def _padded(
+    tape: Tape, query: Tensor, key: Tensor, value: Tensor, spec: Attention, ctx: Context
+) -> Tensor:
+    """Flash wants head sizes of whole 8s: padded copies go in, and the output is cut and copied.
+
+    Source: aten/src/ATen/native/transformers/attention.cpp, `pad_last_dim`; flash-attn pads alike.
+    """
+    wide = replace(spec, head_dim=round_up(spec.head_dim, 8))
+    q, k, v = (
+        tape.op(x.count // spec.head_dim * wide.head_dim, x.width, (x,))
+        for x in (query, key, value)
+    )
+    out = _fused(tape, q, k, v, wide, ctx, "flash")
+    tape.drop(q, k, v)
+    cut = tape.op(out.count // wide.head_dim * spec.head_dim, out.width, (out,), grads=(out.size,))
+    tape.drop(out)
+    return cut
+
+
+def _additive_mask(tape: Tape, spec: Attention, ctx: Context) -> Tensor | None:
+    """The mask of a window in the queries' dtype, rows padded to 16 keys, made by each layer.
+
+    Source: aten/src/ATen/native/transformers/attention.cpp, `convert_boolean_attn_mask` and
+    `pad_bias`.
+    """
+    if not masked(spec, ctx):
+        return None
+    rows = ctx.batch * ctx.queries
+    mask = tape.new(rows * ctx.keys, ctx.width)
+    inverted = tape.new(rows * ctx.keys, 1)
+    tape.drop(inverted)
+    if ctx.keys % 16:
+        padded = tape.new(rows * round_up(ctx.keys, 16), ctx.width)
+        tape.drop(mask)
+        return padded
+    return mask
+
+
+def _repeat(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> Tensor:
+    """repeat_kv: a copy for every query head; backward sums over the group."""
+    count = ctx.batch * ctx.keys * spec.heads * spec.head_dim
+    return tape.op(count, x.width, (x,), grads=(x.size,))
+
+
+def _expand(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> Tensor:
+    """repeat_kv of a single head is a view; the kernel's gradient is that of all query heads."""
+    count = ctx.batch * ctx.keys * spec.heads * spec.head_dim
+    return tape.view(x, count, grad=x.size)
+
+
+def _eager(
+    tape: Tape,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    spec: Attention,
+    ctx: Context,
+    by_head: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Scores, mask, softmax and the weighted sum, each a tensor of its own: S**2 a head."""
+    B, Q, K, a, d = ctx.batch, ctx.queries, ctx.keys, spec.heads, spec.head_dim
+    scores_count = B * a * Q * K
+    # repeat_kv of a single head is a view; matmul of four dimensions then copies it, as it does
+    # whatever is not laid out head by head.
+    repeated = spec.groups > 1 and spec.kv_heads > 1
+    keys, values = key, value
+    if spec.groups > 1:
+        repeat = _repeat if repeated else _expand
+        keys, values = repeat(tape, key, spec, ctx), repeat(tape, value, spec, ctx)
+    fused = spec.groups == 1 and not by_head and key.storage is query.storage
+    copied = B > 1 or fused
+    copy_queries = copied and not by_head
+    q_mat = _laid_out(tape, query, B * Q * a * d) if copy_queries else tape.alias(query)
+    copy_values = copied and not repeated and not (ctx.cached and spec.groups == 1)
+    copy_keys = copy_values and not by_head
+    k_mat = _laid_out(tape, keys, B * K * a * d) if copy_keys else tape.alias(keys)
+    raw = tape.op(scores_count, ctx.width, (q_mat, k_mat), operands(q_mat, k_mat))
+    tape.drop(q_mat, k_mat)
+    scores = scale(tape, raw)
+    tape.drop(raw)
+    if spec.softcap:
+        scores = capped(tape, scores)
+    if ctx.queries > 1 or ctx.cached:
+        biased = add_mask(tape, scores)
+        tape.drop(scores)
+        scores = biased
+    probabilities = _softmax(tape, scores, spec, ctx)
+    tape.drop(scores)
+    weights = dropout(tape, probabilities, spec.dropout, ctx)
+    tape.drop(probabilities)
+    v_mat = _laid_out(tape, values, B * K * a * d) if copy_values else tape.alias(values)
+    product = tape.op(B * Q * a * d, ctx.width, (weights, v_mat), operands(weights, v_mat))
+    tape.drop(v_mat)
+    out = tape.op(B * Q * a * d, ctx.width, (product,), grads=(PASS,))
+    tape.drop(product)
+    if spec.groups > 1:
+        tape.drop(keys, values)
+    return out, weights
+
+
+def _laid_out(tape: Tape, x: Tensor, count: int) -> Tensor:
+    """matmul's copy into [B * heads, rows, d]; the gradient of an expanded source is summed."""
+    return tape.op(count, x.width, (x,), grads=(PASS if count == x.count else x.size,))
+
+
+def add_mask(tape: Tape, scores: Tensor) -> Tensor:
+    """`scores + mask`: a new tensor that passes its gradient on."""
+    return tape.op(scores.count, scores.width, (scores,), grads=(PASS,))
+
+
+def _softmax(tape: Tape, scores: Tensor, spec: Attention, ctx: Context) -> Tensor:
+    """Softmax saves its output; in fp32 and cast back where the family asks for it.
+
+    fp16 is read and written as fp32 by one kernel; bf16 is copied to fp32 before.
+    """
+    if spec.eager == "plain" or ctx.width == 4:
+        return tape.op(scores.count, scores.width, (scores,), saves_out=True)
+    if ctx.half == "float16":
+        wide = tape.op(scores.count, 4, (scores,), saves_out=True)
+    else:
+        scores32 = cast(tape, scores, 4)
+        wide = tape.op(scores.count, 4, (scores32,), saves_out=True)
+        tape.drop(scores32)
+    out = cast(tape, wide, ctx.width)
+    tape.drop(wide)
+    return out
+
+
+def _math(
+    tape: Tape, query: Tensor, key: Tensor, value: Tensor, spec: Attention, ctx: Context
+) -> Tensor:
+    """sdpa's math path: scaled copies of queries and keys, S**2 scores and probabilities.
+
+    Source: aten/src/ATen/native/transformers/attention.cpp, `_scaled_dot_product_attention_math`.
+    """
+    B, Q, K, a, d = ctx.batch, ctx.queries, ctx.keys, spec.heads, spec.head_dim
+    wide = B * a * d
+    q_scaled = scale(tape, query)
+    keys = _repeat(tape, key, spec, ctx) if spec.groups > 1 else tape.alias(key)
+    values = _repeat(tape, value, spec, ctx) if spec.groups > 1 else tape.alias(value)
+    causal = None
+    if Q > 1:
+        causal = tape.new(Q * K, ctx.width)
+    k_scaled = scale(tape, keys)
+    q_mat = tape.alias(q_scaled)
+    if B > 1:
+        tape.drop(q_mat)
+        q_mat = tape.op(wide * Q, ctx.width, (q_scaled,), grads=(PASS,))
+    scores = tape.op(B * a * Q * K, ctx.width, (q_mat, k_scaled), operands(q_mat, k_scaled))
+    tape.drop(q_mat, k_scaled)
+    if causal is not None:
+        biased = add_mask(tape, scores)
+        tape.drop(scores)
+        scores = biased
+    probabilities = tape.op(scores.count, scores.width, (scores,), saves_out=True)
+    tape.drop(scores)
+    if spec.dropout and ctx.training:
+        kept, probabilities = probabilities, dropout(tape, probabilities, spec.dropout, ctx)
+        tape.drop(kept)
+    product = tape.op(wide * Q, ctx.width, (probabilities, values), operands(probabilities, values))
+    tape.drop(probabilities, q_scaled, keys, values, causal)
+    out = tape.op(wide * Q, ctx.width, (product,), grads=(PASS,))
+    tape.drop(product)
+    return out
