@@ -157,15 +157,21 @@ class Surface:
         return self.stream(batch, length).replay(batch, length)
 
     def grid(
-        self, batches: Sequence[int], lengths: Sequence[int], phase: str | None = None
+        self,
+        batches: Sequence[int],
+        lengths: Sequence[int],
+        phase: str | None = None,
+        counter: str = "allocated",
     ) -> list[list[int]]:
-        """Return peak allocated bytes, a row a batch and a column a length.
+        """Return peak bytes, a row a batch and a column a length.
 
-        Blocks are taken as the allocator rounds them, with the mean share of rests that it does
-        not split off; `point` is exact.
+        Requested bytes are sums of the tensors' own sizes. For allocated bytes, blocks are taken as
+        the allocator rounds them, with the mean share of rests that it does not split off: which
+        rests those are only `point` knows, which plays the allocator.
 
         Args:
             phase: the peak of one phase only; None for the run's.
+            counter: `allocated` or `requested`.
 
         Raises:
             UnknownRegion: the surface has no stream for some of the points.
@@ -192,22 +198,34 @@ class Surface:
             B, S = batch[chosen], length[chosen]
             shortest = int(S.argmin())
             stream = self.stream(int(B[shortest]), int(S[shortest]))
-            result[chosen] = _highest(stream, B, S, phase)
+            result[chosen] = _highest(stream, B, S, phase, counter)
         rows: list[list[int]] = result.reshape(len(batches), len(lengths)).tolist()
         return rows
 
 
-def _highest(stream: Stream, batch: Any, length: Any, phase: str | None) -> Any:
+def _highest(stream: Stream, batch: Any, length: Any, phase: str | None, counter: str) -> Any:
     import numpy as np
 
-    blocks = block_sizes(stream, batch, length, stream.unsplit)
+    if counter == "requested":
+        blocks = requested_sizes(stream, batch, length)
+    else:
+        blocks = block_sizes(stream, batch, length, stream.unsplit)
     chosen = [i for i in stream.instants if phase is None or i.phase == phase]
     if not chosen:
         raise UnsupportedError(f"the run has no phase {phase!r}")
     # Sums stay below 2**53, so that float64 and its fast product are exact.
     totals = np.array([i.counts for i in chosen], np.float64) @ blocks
-    totals += np.array([[i.unsplit_bytes] for i in chosen], np.float64)
+    if counter != "requested":
+        totals += np.array([[i.unsplit_bytes] for i in chosen], np.float64)
     return np.rint(totals.max(axis=0)).astype(np.int64)
+
+
+def requested_sizes(stream: Stream, batch: Any, length: Any) -> Any:
+    """Return what each size asks for: [sizes, points] in float64, for int64 arrays of points."""
+    import numpy as np
+
+    sizes = [np.broadcast_to(evaluate(size, batch, length), batch.shape) for size in stream.sizes]
+    return np.array(sizes, np.float64)
 
 
 def block_sizes(stream: Stream, batch: Any, length: Any, unsplit: float) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 
 from estimator.case import Case
 from estimator.fit import grid
+from estimator.report import Peak
 from estimator.surface import Surface, UnknownRegion
 
 CASES: tuple[dict[str, Any], ...] = (
@@ -39,25 +40,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rng = random.Random(asked.seed)
     exact: list[float] = []
     meshed: list[float] = []
+    asked_for: list[float] = []
     share = -(-asked.points // len(CASES))
     for fields in CASES:
         case = Case.from_dict(fields)
-        points, cells = [], []
+        points, cells, requests = [], [], []
         started = time.process_time()
         surface = _derived(case)
         derived_s = time.process_time() - started
         for point, traced in _left_out(case, surface, rng, share):
-            points.append(surface.point(*point).allocated_bytes / traced - 1)
-            cells.append(surface.grid([point[0]], [point[1]])[0][0] / traced - 1)
+            axes = [point[0]], [point[1]]
+            points.append(surface.point(*point).allocated_bytes / traced.allocated_bytes - 1)
+            cells.append(surface.grid(*axes)[0][0] / traced.allocated_bytes - 1)
+            requested = surface.grid(*axes, counter="requested")[0][0]
+            requests.append(requested / (traced.requested_bytes or 1) - 1)
         exact += points
         meshed += cells
+        asked_for += requests
         print(
             f"{case.label}: surface in {derived_s:.1f} CPU s; {len(points)} points: "
-            f"point worst {_worst(points)}, grid {_spread(cells)}; "
+            f"point worst {_worst(points)}, grid {_spread(cells)}, "
+            f"of requested bytes {_spread(requests)}; "
             f"{_grid_times(case, surface)}",
             flush=True,
         )
-    print(f"all {len(exact)} points: point worst {_worst(exact)}, grid {_spread(meshed)}")
+    print(
+        f"all {len(exact)} points: point worst {_worst(exact)}, grid {_spread(meshed)}, "
+        f"of requested bytes {_spread(asked_for)}"
+    )
 
 
 def _derived(case: Case) -> Surface:
@@ -72,7 +82,7 @@ def _derived(case: Case) -> Surface:
 
 def _left_out(
     case: Case, surface: Surface, rng: random.Random, count: int
-) -> Iterator[tuple[tuple[int, int], int]]:
+) -> Iterator[tuple[tuple[int, int], Peak]]:
     from profiler.surface_cache import at
     from profiler.trace import trace_case
     from profiler.trace.surface import extend
@@ -83,7 +93,7 @@ def _left_out(
             surface.stream(*point)
         except UnknownRegion:
             extend(surface, case, *point)
-        yield point, trace_case(at(case, *point)).peak.allocated_bytes
+        yield point, trace_case(at(case, *point)).peak
 
 
 def _grid_times(case: Case, surface: Surface) -> str:

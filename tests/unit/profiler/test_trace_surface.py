@@ -60,6 +60,8 @@ def test_points_left_out_are_the_trace_to_the_byte(fields: dict[str, Any]) -> No
         assert point.allocated_bytes == report.peak.allocated_bytes
         assert point.reserved_bytes == report.peak.reserved_bytes
         assert not differs(surface, at(c, batch, length))
+        asked = surface.grid([batch], [length], counter="requested")[0][0]
+        assert asked == pytest.approx(report.peak.requested_bytes, rel=0.001)
         near = surface.grid([batch], [length])[0][0]
         assert near == pytest.approx(report.peak.allocated_bytes, rel=0.03)
 
