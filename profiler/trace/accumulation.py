@@ -13,9 +13,16 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import _prims_common
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _ADD = torch.ops.aten.add.Tensor
+
+# The first name is that of torch 2.13, the second that of releases before.
+_is_dense = (
+    getattr(_prims_common, "is_non_overlapping_and_dense_or_false", None)
+    or _prims_common.is_non_overlapping_and_dense
+)
 _PUTS = {
     torch.ops.aten.index_put.default,
     torch.ops.aten.scatter.src,
@@ -39,7 +46,7 @@ def is_in_place(func: Any, args: Any, kwargs: Any) -> bool:
     old, new = args[0], args[1]
     if not isinstance(new, torch.Tensor) or old.shape != new.shape or old.dtype != new.dtype:
         return False
-    if not torch._prims_common.is_non_overlapping_and_dense_or_false(old):
+    if not _is_dense(old):
         return False
     return _counts(old) == unshared_counts()
 
