@@ -202,3 +202,10 @@ def test_a_configuration_object_is_told_apart_by_its_content() -> None:
 )
 def test_a_model_slug_is_safe_in_a_file_name(model: str, slug: str) -> None:
     assert model_slug(Case.from_dict({"model": model})) == slug
+
+
+@pytest.mark.parametrize(("name", "models"), [("inference", 10), ("training", 8), ("peft", 6)])
+def test_the_suites_for_a_gpu_are_as_wide_as_they_say(name: str, models: int) -> None:
+    suite = load_suite(name)
+    assert len(suite.cases) >= 120
+    assert len({entry.case.model_name for entry in suite.cases}) >= models
