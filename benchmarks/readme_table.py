@@ -1,7 +1,9 @@
 """Writes README's error table from the stored reports: `python -m benchmarks.readme_table`.
 
-results/reports/smoke_traced.json is `gpumem compare estimates RECORDS --json` over the traced smoke
-suite; results/reports/published_fms_a100.json is what `python -m benchmarks.published -o` writes.
+results/reports/published_fms_a100.json is what `python -m benchmarks.published -o` writes;
+results/reports/suites_traced.json holds the summaries of `gpumem compare estimates RECORDS --json`
+over traced suites, which `python -m benchmarks.readme_table SUITE=FILE ...` takes over from such
+files.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 REPORTS = ROOT / "results" / "reports"
+SUITES = REPORTS / "suites_traced.json"
 README = ROOT / "README.md"
 _MARKED = re.compile(r"(<!-- errors:begin -->\n).*?(<!-- errors:end -->)", re.DOTALL)
 
@@ -28,27 +31,25 @@ def published_lines(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def smoke_lines(comparison: dict[str, Any]) -> list[str]:
-    """Return the table's rows of the formulas against the traced smoke suite."""
-    lines = []
-    for summary in comparison["summary"]:
-        lines.append(
-            f"| `{summary['name']}` | traced (smoke suite) | {summary['count']} | "
-            f"{100 * summary['median_absolute_error']:.3f} % | "
-            f"{100 * summary['worst_error']:+.2f} % |"
-        )
-    return lines
+def suite_lines(suites: dict[str, Any]) -> list[str]:
+    """Return the table's rows of the formulas against traced suites."""
+    return [
+        f"| `{summary['name']}` | traced (suite {name}) | {summary['count']} | "
+        f"{100 * summary['median_absolute_error']:.3f} % | {100 * summary['worst_error']:+.2f} % |"
+        for name, suite in suites.items()
+        for summary in suite["summary"]
+    ]
 
 
 def table() -> str:
     """Return the table in Markdown, with a closing newline."""
     published = json.loads((REPORTS / "published_fms_a100.json").read_text(encoding="utf-8"))
-    smoke = json.loads((REPORTS / "smoke_traced.json").read_text(encoding="utf-8"))
+    suites = json.loads(SUITES.read_text(encoding="utf-8"))
     lines = [
         "| prediction | against | n | median error | worst |",
         "|---|---|---|---|---|",
         *published_lines(published),
-        *smoke_lines(smoke),
+        *suite_lines(suites),
         "",
         "Errors are (predicted - reference) / reference of peak allocated bytes; plus is an",
         "over-estimate. The published rows are full, LoRA and QLoRA fine-tunes of a 1B and a 7B",
@@ -69,11 +70,26 @@ def refreshed(text: str) -> str:
     return _MARKED.sub(lambda found: found.group(1) + table() + found.group(2), text)
 
 
-def main() -> int:
-    """Rewrite README's table; return 0."""
+def take_over(name: str, comparison: Path) -> None:
+    """Store the summary of a comparison of estimates with a traced suite."""
+    found = json.loads(comparison.read_text(encoding="utf-8"))
+    suites = json.loads(SUITES.read_text(encoding="utf-8")) if SUITES.exists() else {}
+    suites[name] = {
+        "summary": found["summary"],
+        "left_out": [f"{item['label']}: {item['reason']}" for item in found["left_out"]],
+        "environments": found["environments"],
+    }
+    SUITES.write_text(json.dumps(suites, indent=1) + "\n", encoding="utf-8")
+
+
+def main(arguments: list[str]) -> int:
+    """Take over the comparisons that are named, rewrite README's table; return 0."""
+    for argument in arguments:
+        name, _, path = argument.partition("=")
+        take_over(name, Path(path))
     README.write_text(refreshed(README.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
