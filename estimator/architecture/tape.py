@@ -215,13 +215,17 @@ class Tape:
         return outs
 
     def backward(
-        self, out: Tensor, grad: Storage, reached: dict[int, Storage] | None = None
+        self,
+        out: Tensor,
+        grad: Storage,
+        reached: dict[int, Storage] | None = None,
+        reached_views: bool = True,
     ) -> dict[int, Storage]:
         """Play the backward pass from `out`, whose gradient is `grad` (one reference, consumed).
 
         Args:
-            reached: gradients that reached tensors in another tape, as it returned them; they are
-                views, into which no other is summed in place.
+            reached: gradients that reached tensors in another tape, as it returned them.
+            reached_views: whether they are views, into which no other is summed in place.
 
         Returns:
             the gradients that reached tensors made by no node of this tape (a block's input),
@@ -230,7 +234,7 @@ class Tape:
         self._stopped = False
         unpacked = False
         buffers: dict[int, tuple[Storage, bool]] = {
-            key: (storage, True) for key, storage in (reached or {}).items()
+            key: (storage, reached_views) for key, storage in (reached or {}).items()
         }
         buffers[id(out)] = (grad, False)
         for node in reversed(self.nodes):

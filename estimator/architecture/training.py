@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from estimator.architecture import layer as blocks
-from estimator.architecture.context import Context, training_context
+from estimator.architecture.context import AMP_WIDTH, Context, training_context
 from estimator.architecture.inventory import Held, Inventory, held, trainable, weights
 from estimator.architecture.optimizer import optimizer_memory
 from estimator.architecture.rotary import table_bytes, tables_saved
@@ -131,7 +131,10 @@ def _forward_and_backward(
     if hidden.grad:
         table = _tied_table(embedding, spec) if ctx.full else None
         reached = {} if pending is None else {id(table): pending}
-        leaf_gradients = embedding.backward(hidden, Storage(hidden.size, None), reached)
+        # Under autocast the head's part was cast to fp32: a tensor of its own, and no view.
+        views = ctx.amp is None or ctx.width == AMP_WIDTH
+        incoming = Storage(hidden.size, None)
+        leaf_gradients = embedding.backward(hidden, incoming, reached, views)
         gradient = leaf_gradients.pop(id(table), None)
         if gradient is not None:
             embedding.keep_gradient(gradient)
