@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from app.options import asked_quiet
 from estimator.report import SCHEMA_VERSION
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ SOME_FAILED = 3
     help="Cases at once: on a GPU packed by their estimates (default 1), traced up to 2.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object; progress to stderr.")
+@click.option("-q", "--quiet", is_flag=True, help="No lines of progress, no summary.")
 @click.pass_context
 def run(ctx: click.Context, /, suite: str, output: Path | None, **options: Any) -> None:
     """Run the cases of a suite that are not recorded yet.
@@ -89,7 +91,7 @@ def run(ctx: click.Context, /, suite: str, output: Path | None, **options: Any) 
     if dry:
         click.echo(_plan_json(plan, store) if as_json else "\n".join(plan_lines(plan)))
         return
-    quiet = bool((ctx.obj or {}).get("quiet"))
+    quiet = asked_quiet(ctx, options["quiet"])
     stream = sys.stderr if as_json else sys.stdout
     outcomes = _run(
         plan, store, _limits(source, options["jobs"], timeout_s, budget_s), quiet, stream

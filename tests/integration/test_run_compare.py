@@ -175,7 +175,8 @@ def test_refusals(suite: Path, records: Path, tmp_path: Path) -> None:
 
 
 def test_suites_are_listed(suite: Path) -> None:
-    assert gpumem("suites").stdout.startswith("smoke ")
+    listed = [line.split()[0] for line in gpumem("suites").stdout.splitlines()]
+    assert listed == ["inference", "peft", "smoke", "training"]
     assert gpumem("suites", suite).stdout == "tiny: two tiny models\n  infer\n  train\n  eight\n"
     data = json.loads(gpumem("suites", suite, "--json", "-k", "train").stdout)
     (only,) = data["suites"]
