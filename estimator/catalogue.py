@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Any
 
@@ -55,6 +55,7 @@ def entries() -> tuple[CatalogueEntry, ...]:
     return tuple(sorted(rows, key=lambda entry: entry.name.lower()))
 
 
+@lru_cache(maxsize=1024)
 def find_model(name: str) -> CatalogueEntry:
     """Return a model by Hub id or by the part after the slash.
 

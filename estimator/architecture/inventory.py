@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from estimator.allocator import (
     MIN_LARGE_BYTES,
@@ -44,6 +45,12 @@ def held(counts: Sequence[int], width: int, copies: int = 1) -> Held:
     Tensors between 1 and 10 MiB share segments of 20 MiB, and the last of each segment also gets a
     rest of up to 1 MiB: those are played on the allocator's model.
     """
+    return _held(tuple(counts), width, copies)
+
+
+@lru_cache(maxsize=512)
+def _held(counts: tuple[int, ...], width: int, copies: int) -> Held:
+    # Remembered, because a model is asked about again and again at other batches and lengths.
     requested = allocated = 0
     packed: CachingAllocator | None = None
     for count in counts:
