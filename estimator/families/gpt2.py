@@ -5,7 +5,8 @@ Source: transformers/models/gpt2/modeling_gpt2.py.
 
 from __future__ import annotations
 
-from estimator.errors import ModelError
+from dataclasses import replace
+
 from estimator.families.reader import MAX_LAYERS, ConfigReader
 from estimator.spec import Attention, Layer, Linear, Mlp, ModelSpec, Norm
 
@@ -14,20 +15,10 @@ def parse(reader: ConfigReader) -> ModelSpec:
     """GPT2LMHeadModel: tied embeddings by default; `n_inner` is 4 hidden sizes where null."""
     hidden = reader.size("hidden_size", "n_embd")
     heads = reader.size("num_attention_heads", "n_head")
-    count = reader.size("num_hidden_layers", "n_layer", most=MAX_LAYERS)
-    vocab = reader.size("vocab_size")
-    positions = reader.size("max_position_embeddings", "n_positions", default=1024)
-    width = reader.size("n_inner", default=4 * hidden)
-    if hidden % heads:
-        raise ModelError(
-            f"the configuration of {reader.name} is impossible: n_embd is {hidden}, "
-            f"which n_head {heads} does not divide"
-        )
-    norm = Norm("layer", hidden)
     attention = Attention(
         heads=heads,
         kv_heads=heads,
-        head_dim=hidden // heads,
+        head_dim=reader.divided("n_embd", hidden, "n_head", heads),
         query=None,
         key=None,
         value=None,
@@ -37,27 +28,13 @@ def parse(reader: ConfigReader) -> ModelSpec:
         dropout=reader.fraction("attn_pdrop", 0.1),
         eager="plain",
     )
-    mlp = Mlp(
-        gate=None,
-        up=Linear("c_fc", hidden, width, True),
-        down=Linear("c_proj", width, hidden, True),
-        activation=reader.text("activation_function", "gelu_new"),
-    )
-    dropout = reader.fraction("resid_pdrop", 0.1)
-    layer = Layer(norm, attention, norm, mlp, dropout=dropout, holds_attended=True)
-    return ModelSpec(
-        name=reader.name,
-        model_type=reader.model_type,
-        vocab_size=vocab,
-        hidden_size=hidden,
-        layers=(layer,) * count,
-        final_norm=norm,
-        head=Linear("lm_head", hidden, vocab),
-        tied=reader.flag("tie_word_embeddings", True),
-        position_rows=positions,
-        embedding_dropout=reader.fraction("embd_pdrop", 0.1),
-        rope_tables=0,
-        max_positions=positions,
+    return _model(
+        reader,
+        attention,
+        hidden,
+        count=reader.size("num_hidden_layers", "n_layer", most=MAX_LAYERS),
+        vocab=reader.size("vocab_size"),
+        activation="gelu_new",
     )
 
 
@@ -68,13 +45,8 @@ def parse_bigcode(reader: ConfigReader) -> ModelSpec:
     """
     hidden = reader.size("hidden_size", "n_embd", default=768)
     heads = reader.size("num_attention_heads", "n_head", default=12)
-    count = reader.size("num_hidden_layers", "n_layer", default=12, most=MAX_LAYERS)
-    vocab = reader.size("vocab_size", default=50257)
-    positions = reader.size("max_position_embeddings", "n_positions", default=1024)
-    width = reader.size("n_inner", default=4 * hidden)
     head_dim = reader.divided("n_embd", hidden, "n_head", heads)
     kv_heads = 1 if reader.flag("multi_query", True) else heads
-    norm = Norm("layer", hidden)
     attention = Attention(
         heads=heads,
         kv_heads=kv_heads,
@@ -88,11 +60,35 @@ def parse_bigcode(reader: ConfigReader) -> ModelSpec:
         dropout=reader.fraction("attn_pdrop", 0.1),
         recipe="split",
     )
+    spec = _model(
+        reader,
+        attention,
+        hidden,
+        count=reader.size("num_hidden_layers", "n_layer", default=12, most=MAX_LAYERS),
+        vocab=reader.size("vocab_size", default=50257),
+        activation="gelu_pytorch_tanh",
+    )
+    # The causal mask of all positions, one byte an entry.
+    return replace(spec, buffers=(spec.position_rows * spec.position_rows,))
+
+
+def _model(
+    reader: ConfigReader,
+    attention: Attention,
+    hidden: int,
+    count: int,
+    vocab: int,
+    activation: str,
+) -> ModelSpec:
+    """The rest of the model, which both share; `activation` is the default of theirs."""
+    positions = reader.size("max_position_embeddings", "n_positions", default=1024)
+    width = reader.size("n_inner", default=4 * hidden)
+    norm = Norm("layer", hidden)
     mlp = Mlp(
         gate=None,
         up=Linear("c_fc", hidden, width, True),
         down=Linear("c_proj", width, hidden, True),
-        activation=reader.text("activation_function", "gelu_pytorch_tanh"),
+        activation=reader.text("activation_function", activation),
     )
     dropout = reader.fraction("resid_pdrop", 0.1)
     layer = Layer(norm, attention, norm, mlp, dropout=dropout, holds_attended=True)
@@ -108,7 +104,5 @@ def parse_bigcode(reader: ConfigReader) -> ModelSpec:
         position_rows=positions,
         embedding_dropout=reader.fraction("embd_pdrop", 0.1),
         rope_tables=0,
-        # The causal mask of all positions, one byte an entry.
-        buffers=(positions * positions,),
         max_positions=positions,
     )
