@@ -13,9 +13,6 @@ from estimator.errors import ModelError, UnsupportedError
 from estimator.units import GIB
 from profiler.record import Record
 
-RERUN = ("failed", "all")
-"""What `--rerun` takes: cases whose last record is an error or a timeout, or every case."""
-
 FAILED = ("error", "timeout")
 """Statuses that say nothing about memory. `oom` is not one of them: it is a result."""
 

@@ -9,7 +9,7 @@ factor 4 on activations: the code of its calculator, LLM-System-Requirements.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from estimator.case import Case
@@ -139,10 +139,8 @@ def training_components(
     coefficients: ArticleCoefficients = CALCULATOR,
 ) -> Components:
     """Inference (the KV cache too) + gradients + optimizer states (article, "Training")."""
-    return Components(
-        weights_bytes=weight_bytes(shape, bits),
-        kv_cache_bytes=kv_cache_bytes(shape, batch, length, bits),
-        activations_bytes=activation_bytes(shape, batch, length, coefficients),
+    return replace(
+        inference_components(shape, batch, length, bits, coefficients),
         gradients_bytes=gradient_bytes(trainable, coefficients),
         optimizer_states_bytes=optimizer_state_bytes(rule, trainable, coefficients),
     )

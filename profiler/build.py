@@ -20,8 +20,6 @@ from estimator.families import parse_spec
 from estimator.stacks import STACKS
 from profiler import optimizers, quantize, stacks
 
-ADAPTER_SEED = 0
-
 _REFUSALS = (
     ValueError,
     TypeError,

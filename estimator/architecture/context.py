@@ -67,9 +67,9 @@ class Context:
         """Bytes of an adapter's element: peft makes them fp32 on a half-precision base."""
         return 4
 
-    def targets(self, linear: Linear, last_layer_name: str = "lm_head") -> bool:
+    def targets(self, linear: Linear) -> bool:
         """Whether an adapter sits on a linear; `all-linear` leaves out the output layer."""
-        if self.lora is None or linear.name == last_layer_name or not linear.adaptable:
+        if self.lora is None or linear.name == "lm_head" or not linear.adaptable:
             return False
         names = self.lora.target_modules
         return names == "all-linear" or linear.name in names

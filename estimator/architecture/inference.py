@@ -14,8 +14,8 @@ from estimator.architecture.context import (
 )
 from estimator.architecture.inventory import Held, Inventory, weights
 from estimator.architecture.run import Pass, Run
-from estimator.architecture.tape import Storage, Tape, Tensor
-from estimator.architecture.training import attention_masks, rotary_tables
+from estimator.architecture.tape import Storage, Tape
+from estimator.architecture.training import attention_masks, block_input, rotary_tables
 from estimator.case import Case
 from estimator.gpus import workspace_bytes
 from estimator.spec import Layer, ModelSpec
@@ -73,8 +73,7 @@ def _forward(run: Run, spec: ModelSpec, ctx: Context) -> None:
         if layer not in passes:
             passes[layer] = _layer_pass(spec, layer, layer_context(layer, ctx))
         run.play(passes[layer])
-    size = ctx.tokens * spec.hidden_size
-    x = Tensor(size, ctx.width, False, Storage(size * ctx.width, None))
+    x = block_input(spec, ctx, grad=False)
     normed = blocks.final_norm(tape, x, spec, ctx)
     tape.drop(x, *held)
     run.play(Pass.of(tape.take_events(), "the final norm"))
@@ -92,8 +91,7 @@ def _forward(run: Run, spec: ModelSpec, ctx: Context) -> None:
 
 def _layer_pass(spec: ModelSpec, layer: Layer, ctx: Context) -> Pass:
     tape = Tape(recording=False)
-    size = ctx.tokens * spec.hidden_size
-    x = Tensor(size, ctx.width, False, Storage(size * ctx.width, None))
+    x = block_input(spec, ctx, grad=False)
     blocks.decoder_layer(tape, x, layer, ctx)
     tape.drop(x)
     return Pass.of(tape.events, "a layer with its keys and values")

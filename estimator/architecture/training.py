@@ -97,7 +97,7 @@ def _forward_and_backward(
     for key in kinds.order:
         run.play(kinds.passes[key].forward)
     head = Tape(accumulate=accumulates)
-    x = _block_input(spec, ctx, kinds.passes[kinds.order[-1]].out_grad)
+    x = block_input(spec, ctx, kinds.passes[kinds.order[-1]].out_grad)
     assert x.storage is not None
     x.storage.saved = keeps
     normed = blocks.final_norm(head, x, spec, ctx)
@@ -237,7 +237,7 @@ def _play_layer(
     spec: ModelSpec, layer: Layer, ctx: Context, in_grad: bool, accumulates: bool
 ) -> LayerPasses:
     tape = Tape(discard=ctx.checkpointing, accumulate=accumulates)
-    x = _block_input(spec, ctx, in_grad)
+    x = block_input(spec, ctx, in_grad)
     out = blocks.decoder_layer(tape, x, layer, ctx)
     assert x.storage is not None
     assert out.storage is not None
@@ -276,7 +276,7 @@ def _play_layer(
     return LayerPasses(forward, backward, out.grad, keeps_input, release, unpin)
 
 
-def _block_input(spec: ModelSpec, ctx: Context, grad: bool) -> Tensor:
+def block_input(spec: ModelSpec, ctx: Context, grad: bool) -> Tensor:
     """Return a block's input [B, S, hidden], allocated by the block before."""
     size = ctx.tokens * spec.hidden_size
     return Tensor(size, ctx.width, grad, Storage(size * ctx.width, None))
