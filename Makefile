@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := profile,report,dev
+EXTRAS := profile,report,calibrate,web,dev
 OUT ?= out
 
 .PHONY: help run test lint types layers check clean
