@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from dataclasses import dataclass
+from functools import lru_cache
 
 from estimator.units import MIB, round_up
 
@@ -56,6 +57,7 @@ def round_block(size_bytes: int) -> int:
     return max(MIN_BLOCK_BYTES, round_up(size_bytes, MIN_BLOCK_BYTES))
 
 
+@lru_cache(maxsize=1 << 16)
 def expected_block(size_bytes: int) -> int:
     """Return the block that a request most likely gets, without playing the allocator.
 

@@ -265,9 +265,9 @@ class Layer:
         return (*self.attention.norms, *(norm for norm in around if norm is not None))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ModelSpec:
-    """A causal language model. Counts are elements, not bytes.
+    """A causal language model. Counts are elements, not bytes. Equal only to itself.
 
     `position_rows` is the number of learned positions (0 for none). `rope_tables` counts the fp32
     buffers of half a rotated head's elements that hold inverse frequencies: two a kind of table.

@@ -14,6 +14,7 @@ from estimator.architecture.context import (
 )
 from estimator.architecture.inventory import Held, Inventory, weights
 from estimator.architecture.run import Pass, Run
+from estimator.architecture.stretches import layer_numbers, stretches
 from estimator.architecture.tape import Storage, Tape
 from estimator.architecture.training import attention_masks, block_input, rotary_tables
 from estimator.case import Case
@@ -68,12 +69,14 @@ def _forward(run: Run, spec: ModelSpec, ctx: Context) -> None:
     run.change("temporaries", also_held.allocated_bytes, also_held.requested_bytes)
     shared = rotary_tables(spec, ctx) + sum(attention_masks(spec, ctx).values())
     run.change("temporaries", shared)
-    passes: dict[Layer, Pass] = {}
-    for layer in spec.layers:
-        if layer not in passes:
-            passes[layer] = _layer_pass(spec, layer, layer_context(layer, ctx))
-        run.play(passes[layer])
-    x = block_input(spec, ctx, grad=False)
+    numbers = layer_numbers(spec)
+    passes: dict[int, Pass] = {}
+    for stretch in stretches(numbers):
+        number, layer = numbers[stretch[0]], spec.layers[stretch[0]]
+        if number not in passes:
+            passes[number] = _layer_pass(spec, layer, layer_context(layer, ctx))
+        run.play(passes[number], len(stretch))
+    x = block_input(spec.hidden_size, ctx, grad=False)
     normed = blocks.final_norm(tape, x, spec, ctx)
     tape.drop(x, *held)
     run.play(Pass.of(tape.take_events(), "the final norm"))
@@ -91,7 +94,7 @@ def _forward(run: Run, spec: ModelSpec, ctx: Context) -> None:
 
 def _layer_pass(spec: ModelSpec, layer: Layer, ctx: Context) -> Pass:
     tape = Tape(recording=False)
-    x = block_input(spec, ctx, grad=False)
+    x = block_input(spec.hidden_size, ctx, grad=False)
     blocks.decoder_layer(tape, x, layer, ctx)
     tape.drop(x)
     return Pass.of(tape.events, "a layer with its keys and values")
@@ -101,9 +104,12 @@ def _cache(spec: ModelSpec, case: Case, tokens: int) -> Held:
     """Return the bytes of the cache's tensors after `tokens` tokens."""
     total = Held()
     seen = inference_context(case, 1, tokens + 1, tokens)
-    for layer in spec.layers:
+    numbers = layer_numbers(spec)
+    for stretch in stretches(numbers):
+        layer = spec.layers[stretch[0]]
         attention = layer.attention
         row = case.batch_size * attention.kv_heads * attention.head_dim * WIDTHS[case.dtype]
         kept = Storage(layer_context(layer, seen).held_keys * row, None)
-        total += Held(2 * kept.requested, 2 * kept.allocated)
+        copies = 2 * len(stretch)
+        total += Held(copies * kept.requested, copies * kept.allocated)
     return total

@@ -65,9 +65,12 @@ def _held(counts: tuple[int, ...], width: int, copies: int) -> Held:
     return Held(requested, allocated + (packed.allocated_bytes if packed else 0))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Inventory:
-    """Elements of each parameter tensor of the base and of the adapters, and bytes of buffers."""
+    """Elements of each parameter tensor of the base and of the adapters, and bytes of buffers.
+
+    Equal only to itself: what is derived from one is remembered.
+    """
 
     base: tuple[int, ...]
     adapters: tuple[int, ...]
@@ -85,6 +88,7 @@ class Inventory:
         return sum(self.adapters)
 
 
+@lru_cache(maxsize=64)
 def inventory(spec: ModelSpec, lora: Lora | None) -> Inventory:
     """Count a model's tensors."""
     adapters: list[int] = []
@@ -115,25 +119,26 @@ def adapter_tensors(layer: Layer, lora: Lora) -> Iterator[int]:
 
 def weights(case: Case, items: Inventory) -> Held:
     """Return the bytes of all parameters and buffers as loaded."""
-    buffers = held(items.buffers_bytes, 1)
-    adapters = held(items.adapters, 4)
-    if case.quantization is not None:
-        return _quantized_weights(case, items) + adapters + buffers
-    return held(items.base, WIDTHS[case.dtype]) + adapters + buffers
+    apart = held(items.adapters, 4) + held(items.buffers_bytes, 1)
+    if case.quantization is None:
+        return held(items.base, WIDTHS[case.dtype]) + apart
+    width = 4 if prepared(case) else WIDTHS[case.dtype]
+    return _quantized_weights(items, case.quantization, case.double_quantization, width) + apart
 
 
-def _quantized_weights(case: Case, items: Inventory) -> Held:
-    """Quantized linears block by block; the rest in the dtype as loaded, or fp32 if prepared."""
-    assert case.quantization is not None
+@lru_cache(maxsize=64)
+def _quantized_weights(
+    items: Inventory, quantization: str, double_quantization: bool, width: int
+) -> Held:
+    """Quantized linears block by block; the rest in `width` bytes: as loaded, fp32 if prepared."""
     rest = Counter(items.base)
     sizes: list[int] = []
     for linear in items.quantizable:
         rest[linear.weight_count] -= 1
-        sizes += quantized_blocks(linear, case.quantization, case.double_quantization)
-    if case.double_quantization:
+        sizes += quantized_blocks(linear, quantization, double_quantization)
+    if double_quantization:
         # The table of 256 values by which scales are quantized, one for all.
         sizes.append(1024)
-    width = 4 if prepared(case) else WIDTHS[case.dtype]
     return held(list(rest.elements()), width) + held(sizes, 1)
 
 

@@ -29,7 +29,7 @@ class Pass:
         """Measure a stretch of a tape."""
         highest, where = peak(events)
         net, net_requested = totals(events)
-        _, at_peak = totals(events[:where])
+        at_peak = sum([e.sign * e.storage.requested for e in events[:where]])
         return cls(events, label, highest, where, at_peak, net, net_requested)
 
 
@@ -82,15 +82,27 @@ class Run:
         self._note(self.total)
         self._compare(self.total, self.requested, self._phase, None)
 
-    def play(self, item: Pass) -> None:
-        """A block's pass runs: its peak from here, then what it leaves."""
+    def play(self, item: Pass, times: int = 1) -> None:
+        """A block's pass runs so many times in a row: its peak from here, then what it leaves.
+
+        What passes leave adds up evenly, so only the first or the last can be the highest.
+        """
+        self._play(item)
+        if times > 1:
+            self._leave(item, times - 2)
+            self._play(item)
+
+    def _play(self, item: Pass) -> None:
         total = self.total
         self._note(total + item.peak)
         self._compare(total + item.peak, self.requested + item.peak_requested, item.label, item)
-        for name, size in item.net.items():
-            self.ledger[name] = self.ledger.get(name, 0) + size
-        self.requested += item.net_requested
+        self._leave(item, 1)
         self._note(self.total)
+
+    def _leave(self, item: Pass, times: int) -> None:
+        for name, size in item.net.items():
+            self.ledger[name] = self.ledger.get(name, 0) + times * size
+        self.requested += times * item.net_requested
 
     def spike(self, component: str, allocated: int, requested: int, label: str) -> None:
         """Something is alive for a moment."""

@@ -110,7 +110,8 @@ class Tape:
     nodes: list[Node] = field(default_factory=list)
     saving_nodes: int = 0
     first_unpack: int = 0
-    _alive: dict[int, Storage] = field(default_factory=dict)
+    _alive: dict[Storage, None] = field(default_factory=dict)
+    """What is alive, in order; known only where the pass may stop early."""
     _stopped: bool = False
     _pinned: list[Storage] = field(default_factory=list)
     _cached: list[Tensor] = field(default_factory=list)
@@ -164,16 +165,21 @@ class Tape:
                 as long as the graph lives: see `release_pins`.
             component: what the output is, where it is neither activation nor temporary.
         """
-        needs = self.recording and any(tensor.grad for tensor in inputs)
+        needs = False
+        if self.recording:
+            for tensor in inputs:
+                if tensor.grad:
+                    needs = True
+                    break
         saving = needs and bool(saves or saves_out or aux)
         if saving:
             self.saving_nodes += 1
         stopping = saving and self.stop_after == self.saving_nodes
         if stopping and not (saves_out or aux):
             self._stop(saves)
-        extra = [self._allocate(size, None) for size in scratch]
+        extra = [self._allocate(size, None) for size in scratch] if scratch else ()
         out = Tensor(count, width, needs, self._allocate(count * width, component))
-        extra_outputs = [self._allocate(size, None) for size in aux]
+        extra_outputs = [self._allocate(size, None) for size in aux] if aux else []
         for storage in extra:
             self._release(storage)
         kept: list[Storage] = []
@@ -191,7 +197,7 @@ class Tape:
         if needs:
             kinds = grads if grads is not None else (NEW,) * len(inputs)
             self.nodes.append(Node(out, inputs, kinds, kept, temporaries, viewed, saving))
-            if self.stop_after is None:
+            if pins and self.stop_after is None:
                 self.pin(*pins)
         if stopping and (saves_out or aux):
             self._stop(())
@@ -238,15 +244,19 @@ class Tape:
         }
         buffers[id(out)] = (grad, False)
         for node in reversed(self.nodes):
-            entries = [buffers.pop(id(tensor), None) for tensor in (node.out, *node.others)]
-            known = [entry for entry in entries if entry is not None]
+            first = buffers.pop(id(node.out), None)
+            known = [] if first is None else [first]
+            for other in node.others:
+                entry = buffers.pop(id(other), None)
+                if entry is not None:
+                    known.append(entry)
             if not known:
                 self._forget(node)
                 continue
             if node.saving and not unpacked:
                 unpacked, self.first_unpack = True, len(self.events)
             incoming, viewed = known[0]
-            held = [self._allocate(size, None) for size in node.temporaries]
+            held = [self._allocate(size, None) for size in node.temporaries] or ()
             made: list[tuple[Tensor, Storage, bool]] = []
             for tensor, kind in zip(node.inputs, node.grads, strict=True):
                 if not tensor.grad:
@@ -309,7 +319,8 @@ class Tape:
         if self._stopped:
             storage.dead = True
             return storage
-        self._alive[id(storage)] = storage
+        if self.stop_after is not None:
+            self._alive[storage] = None
         self.events.append(Event(storage, 1))
         return storage
 
@@ -320,7 +331,8 @@ class Tape:
 
     def _free(self, storage: Storage) -> None:
         storage.dead = True
-        self._alive.pop(id(storage), None)
+        if self._alive:
+            self._alive.pop(storage, None)
         self.events.append(Event(storage, -1))
 
     def _forget(self, node: Node) -> None:
@@ -359,7 +371,7 @@ class Tape:
     def _stop(self, saved_last: tuple[Tensor, ...]) -> None:
         """End the second pass: everything that only Python holds is freed."""
         last = {id(tensor.storage) for tensor in saved_last}
-        for storage in list(self._alive.values()):
+        for storage in list(self._alive):
             if storage.held == 0 and id(storage) not in last:
                 self._free(storage)
         self._stopped = True
@@ -370,11 +382,9 @@ def peak(events: list[Event]) -> tuple[int, int]:
 
     The sum starts at 0 before the first event; the peak is at least 0.
     """
-    best, where = 0, 0
-    for index, total in enumerate(accumulate(e.sign * e.storage.allocated for e in events)):
-        if total > best:
-            best, where = total, index + 1
-    return best, where
+    sums = [0, *accumulate([e.sign * e.storage.allocated for e in events])]
+    best = max(sums)
+    return best, sums.index(best)
 
 
 def totals(events: list[Event]) -> tuple[dict[str, int], int]:
@@ -382,13 +392,19 @@ def totals(events: list[Event]) -> tuple[dict[str, int], int]:
 
     A storage's component is final only when everything that may save it has been played.
     """
-    sizes: dict[str, int] = {}
-    requested = 0
+    # Most storages come and go: only the others are looked at.
+    left: dict[Storage, int] = {}
     for event in events:
         storage = event.storage
+        if event.sign < 0 and left.pop(storage, 0):
+            continue
+        left[storage] = event.sign
+    sizes: dict[str, int] = {}
+    requested = 0
+    for storage, sign in left.items():
         kind = storage.kind
-        sizes[kind] = sizes.get(kind, 0) + event.sign * storage.allocated
-        requested += event.sign * storage.requested
+        sizes[kind] = sizes.get(kind, 0) + sign * storage.allocated
+        requested += sign * storage.requested
     return sizes, requested
 
 

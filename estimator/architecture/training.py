@@ -6,6 +6,7 @@ Read from the second step on, when the optimizer's states and both cuBLAS worksp
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from estimator.architecture import layer as blocks
 from estimator.architecture.context import AMP_WIDTH, Context, training_context
@@ -13,6 +14,7 @@ from estimator.architecture.inventory import Held, Inventory, held, trainable, w
 from estimator.architecture.optimizer import optimizer_memory
 from estimator.architecture.rotary import table_bytes, tables_saved
 from estimator.architecture.run import Pass, Run
+from estimator.architecture.stretches import layer_numbers, stretches
 from estimator.architecture.tape import Event, Storage, Tape, Tensor
 from estimator.case import Case
 from estimator.gpus import workspace_bytes
@@ -94,10 +96,10 @@ def _forward_and_backward(
         Held() if held or keeps else Held(hidden.storage.requested, hidden.storage.allocated)
     )
     run.change("temporaries", also_held.allocated_bytes, also_held.requested_bytes)
-    for key in kinds.order:
-        run.play(kinds.passes[key].forward)
+    for stretch in stretches(kinds.order):
+        run.play(kinds.passes[kinds.order[stretch[0]]].forward, len(stretch))
     head = Tape(accumulate=accumulates)
-    x = block_input(spec, ctx, kinds.passes[kinds.order[-1]].out_grad)
+    x = block_input(spec.hidden_size, ctx, kinds.passes[kinds.order[-1]].out_grad)
     assert x.storage is not None
     x.storage.saved = keeps
     normed = blocks.final_norm(head, x, spec, ctx)
@@ -116,16 +118,17 @@ def _forward_and_backward(
     vocabulary = f"the loss over the {spec.vocab_size}-token vocabulary"
     run.play(Pass.of(loss_events, vocabulary))
     for key in kinds.order:
-        run.play(kinds.passes[key].release)
+        if kinds.passes[key].release.events:
+            run.play(kinds.passes[key].release)
     run.play(Pass.of(converted, "the outputs in fp32"))
     run.begin("backward")
     head_table = _tied_table(head, spec)
     pending = head.backward(value, Storage(0, "logits")).get(id(head_table))
     run.play(Pass.of(head.take_events(), f"backward of {vocabulary}"))
     freed = _freed_after(spec, ctx, kept)
-    for index in reversed(range(len(kinds.order))):
-        run.play(kinds.passes[kinds.order[index]].backward)
-        run.change("activations", -freed.get(index, 0))
+    for stretch in reversed(list(stretches(kinds.order, freed))):
+        run.play(kinds.passes[kinds.order[stretch[0]]].backward, len(stretch))
+        run.change("activations", -freed.get(stretch[0], 0))
     run.change("activations", sum(freed.values()) - shared - sum(kept.values()))
     leaf_gradients: dict[int, Storage] = {}
     if hidden.grad:
@@ -140,7 +143,8 @@ def _forward_and_backward(
             embedding.keep_gradient(gradient)
         run.play(Pass.of(embedding.take_events(), "backward of the embeddings"))
     for key in kinds.order:
-        run.play(kinds.passes[key].unpin)
+        if kinds.passes[key].unpin.events:
+            run.play(kinds.passes[key].unpin)
     # Adapters with checkpointing make the embeddings' output a leaf, with a gradient of its own.
     embedding.free(*leaf_gradients.values())
     embedding.release_pins()
@@ -221,23 +225,22 @@ class _Kinds:
 def _layer_passes(spec: ModelSpec, ctx: Context, in_grad: bool, accumulates: bool) -> _Kinds:
     """Play each kind of layer once; the first layers may see an input without gradient."""
     kinds = _Kinds({}, [])
-    numbers: dict[Layer, int] = {}
     grad = in_grad
-    for layer in spec.layers:
-        number = numbers.setdefault(layer, len(numbers))
+    for layer, number in zip(spec.layers, layer_numbers(spec), strict=True):
         key = (number, grad)
         if key not in kinds.passes:
-            kinds.passes[key] = _play_layer(spec, layer, ctx, grad, accumulates)
+            kinds.passes[key] = _play_layer(spec.hidden_size, layer, ctx, grad, accumulates)
         kinds.order.append(key)
         grad = kinds.passes[key].out_grad
     return kinds
 
 
+@lru_cache(maxsize=128)
 def _play_layer(
-    spec: ModelSpec, layer: Layer, ctx: Context, in_grad: bool, accumulates: bool
+    hidden_size: int, layer: Layer, ctx: Context, in_grad: bool, accumulates: bool
 ) -> LayerPasses:
     tape = Tape(discard=ctx.checkpointing, accumulate=accumulates)
-    x = block_input(spec, ctx, in_grad)
+    x = block_input(hidden_size, ctx, in_grad)
     out = blocks.decoder_layer(tape, x, layer, ctx)
     assert x.storage is not None
     assert out.storage is not None
@@ -276,9 +279,9 @@ def _play_layer(
     return LayerPasses(forward, backward, out.grad, keeps_input, release, unpin)
 
 
-def block_input(spec: ModelSpec, ctx: Context, grad: bool) -> Tensor:
+def block_input(hidden_size: int, ctx: Context, grad: bool) -> Tensor:
     """Return a block's input [B, S, hidden], allocated by the block before."""
-    size = ctx.tokens * spec.hidden_size
+    size = ctx.tokens * hidden_size
     return Tensor(size, ctx.width, grad, Storage(size * ctx.width, None))
 
 

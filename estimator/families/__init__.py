@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from functools import lru_cache
 
 from estimator.config_source import ModelConfig
 from estimator.errors import UnsupportedError
@@ -86,4 +88,11 @@ def parse_spec(config: ModelConfig) -> ModelSpec:
             f"{config.name}: use gpumem trace, which runs transformers' own code, "
             "or --formulas article"
         )
-    return parser(ConfigReader(config))
+    return _remembered(config.name, json.dumps(config.config))
+
+
+@lru_cache(maxsize=64)
+def _remembered(name: str, text: str) -> ModelSpec:
+    """A model is asked about again and again; its spec depends on its configuration alone."""
+    config = ModelConfig(name, json.loads(text), "object")
+    return PARSERS[config.model_type](ConfigReader(config))
