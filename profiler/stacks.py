@@ -5,11 +5,21 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from estimator.errors import UnsupportedError
 from estimator.stacks import Stack
 
 
 def apply(stack: Stack, model: Any) -> None:
-    """Change a model in place. Checkpointing's variant is chosen where it is enabled."""
+    """Change a model in place. Checkpointing's variant is chosen where it is enabled.
+
+    Raises:
+        UnsupportedError: the stack's generate was another loop, with another cache.
+    """
+    if stack.tuple_cache:
+        raise UnsupportedError(
+            f"stack {stack.name!r} kept its cache in tuples, which today's transformers cannot: "
+            "use gpumem estimate"
+        )
     if stack.shifted_logits:
         upcast = model.config.model_type not in stack.uncast_loss_types
         model.loss_function = partial(shifted_loss, upcast=upcast)
