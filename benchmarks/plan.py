@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from benchmarks.needs import predict_peak
 from benchmarks.store import CaseKey
 from benchmarks.suite import Suite, SuiteCase, SuiteError
-from estimator import estimate
 from estimator.case import Case
-from estimator.errors import ModelError, UnsupportedError
+from estimator.errors import ModelError
 from estimator.units import GIB
 from profiler.record import Record
 
@@ -94,8 +94,6 @@ def _is_wanted(planned: PlannedCase, rerun: str | None) -> bool:
 
 def _predict(entry: SuiteCase, suite_name: str) -> int | None:
     try:
-        return estimate(entry.case).peak.allocated_bytes
-    except UnsupportedError:
-        return None
+        return predict_peak(entry.case)
     except ModelError as error:
         raise SuiteError(f"suite {suite_name!r}, case {entry.id}: model: {error}") from None

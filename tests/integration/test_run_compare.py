@@ -175,12 +175,21 @@ def test_refusals(suite: Path, records: Path, tmp_path: Path) -> None:
 
 
 def test_suites_are_listed(suite: Path) -> None:
-    listed = [line.split()[0] for line in gpumem("suites").stdout.splitlines()]
-    assert listed == ["inference", "peft", "smoke", "training"]
-    assert gpumem("suites", suite).stdout == "tiny: two tiny models\n  infer\n  train\n  eight\n"
+    *lines, note = gpumem("suites").stdout.splitlines()
+    listed = [line.split()[0] for line in lines if not line.startswith(" ")]
+    names = ["core", "holdout", "inference", "long-context", "peft", "smoke", "training"]
+    assert listed == names
+    assert note == "peaks are estimates, times rough guesses for one case after another"
+    assert all(len(line) <= 90 for line in lines)
+    title, needs, *ids = gpumem("suites", suite).stdout.splitlines()
+    assert title == "tiny: two tiny models"
+    assert needs.startswith("3 cases, up to 0.0 GB (0.0 GiB); ")
+    assert ids == ["  infer", "  train", "  eight"]
     data = json.loads(gpumem("suites", suite, "--json", "-k", "train").stdout)
     (only,) = data["suites"]
     assert only["case_count"] == 3
+    assert only["needs"]["case_count"] == 1
+    assert only["needs"]["largest_peak_allocated_bytes"] > 0
     assert [case["id"] for case in only["cases"]] == ["train"]
     assert only["cases"][0]["case"]["optimizer"] == "sgd"
 

@@ -115,5 +115,5 @@ def make() -> SimpleNamespace:
 def fake_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every planned case need 1 GB, whatever the formulas say of it."""
     monkeypatch.setattr(
-        "benchmarks.plan.estimate", lambda case: make_report(case, 10**9, "architecture")
+        "benchmarks.needs.estimate", lambda case: make_report(case, 10**9, "architecture")
     )

@@ -71,7 +71,7 @@ def test_a_model_that_is_not_there_is_an_error_before_anything_runs(
     def refuse(case: Case) -> None:
         raise ModelError("no such model")
 
-    monkeypatch.setattr("benchmarks.plan.estimate", refuse)
+    monkeypatch.setattr("benchmarks.needs.estimate", refuse)
     suite = suite_of(make.case())
     with pytest.raises(SuiteError, match="suite 'mine', case case-0: model: no such model"):
         make_plan(suite, suite.cases, "trace", make.environment_id, {})
@@ -83,7 +83,7 @@ def test_a_case_without_an_estimate_is_still_run(
     def refuse(case: Case) -> None:
         raise UnsupportedError("not yet")
 
-    monkeypatch.setattr("benchmarks.plan.estimate", refuse)
+    monkeypatch.setattr("benchmarks.needs.estimate", refuse)
     suite = suite_of(make.case())
     plan = make_plan(suite, suite.cases, "trace", make.environment_id, {})
     assert plan.to_run[0].peak_bytes is None
