@@ -39,7 +39,7 @@ class Norm:
     - `rms`: in fp32, scaled after the cast back (Llama);
     - `rms_fp32_scale`: scaled in fp32 by 1 + weight (Gemma);
     - `rms_scaled_before_cast`: scaled in fp32 by the weight (OLMo 2); `rms_fp32_weight` by a copy
-      of it in fp32 (Helium);
+      of it in fp32 (Helium); `rms_unweighted` without parameters (NanoChat);
     - `centered`: mean and variance in fp32 without a kernel of its own (Cohere);
     - `layer`: torch's LayerNorm with bias; `layer_plus_one` scales by 1 + weight (Nemotron);
     - `layer_no_bias`: without bias; `layer_fp32`: in fp32, without parameters (OLMo).
@@ -54,7 +54,7 @@ class Norm:
     @property
     def shapes(self) -> tuple[int, ...]:
         """Elements of each of its parameters."""
-        if self.kind == "layer_fp32":
+        if self.kind in ("layer_fp32", "rms_unweighted"):
             return ()
         biased = self.kind in ("layer", "layer_plus_one")
         return (self.size * self.groups,) * (2 if biased else 1)
@@ -105,15 +105,18 @@ class Attention:
     """Whether rotated queries are multiplied by a factor of their position (Ministral 3)."""
     softcap: bool = False
     """Whether the eager path caps scores by a tanh (Gemma 2); the other paths ignore it."""
+    output_norm: Norm | None = None
+    """The norm in front of the output's projection (BitNet)."""
 
     @property
     def norms(self) -> tuple[Norm, ...]:
-        """Norms of queries and keys, one entry a module."""
+        """Norms of queries, keys and the output's projection, one entry a module."""
+        behind = () if self.output_norm is None else (self.output_norm,)
         if self.qk_norm is None:
-            return ()
+            return behind
         if self.norm_by_head:
-            return (self.qk_norm,) * (self.heads + self.kv_heads)
-        return (self.qk_norm, self.key_norm or self.qk_norm)
+            return (*(self.qk_norm,) * (self.heads + self.kv_heads), *behind)
+        return (self.qk_norm, self.key_norm or self.qk_norm, *behind)
 
     @property
     def linears(self) -> tuple[Linear, ...]:
@@ -131,7 +134,8 @@ class Attention:
 class Mlp:
     """A feed-forward block: gated (`gate`, `up`, `down`) or plain (`up`, `down`).
 
-    `fused_gate` is whether `up` makes the gate's and up's features side by side (Phi-3).
+    `fused_gate` is whether `up` makes the gate's and up's features side by side (Phi-3),
+    `inner_norm` the norm in front of `down` (BitNet).
     """
 
     gate: Linear | None
@@ -139,11 +143,13 @@ class Mlp:
     down: Linear
     activation: str
     fused_gate: bool = False
+    inner_norm: Norm | None = None
 
     @property
     def parameters_apart(self) -> tuple[int, ...]:
-        """Elements of each parameter that is no linear's: of the activation (xIELU's two)."""
-        return (1, 1) if self.activation == "xielu" else ()
+        """Elements of each parameter that is no linear's: xIELU's two, and the inner norm's."""
+        norm = self.inner_norm.shapes if self.inner_norm is not None else ()
+        return (*norm, 1, 1) if self.activation == "xielu" else norm
 
     @property
     def linears(self) -> tuple[Linear, ...]:
@@ -278,6 +284,7 @@ class ModelSpec:
     `embedding_held` is whether the model's code
     still names the embeddings after a dropout. `logits_scaled` is whether logits are multiplied
     by a number (Cohere, Granite), `logits_softcap` whether a tanh caps them (Gemma 2).
+    `embedding_norm` stands behind the embeddings (NanoChat).
     `positions_counted` is whether training counts positions from the attention mask, for each
     sequence (OPT); `position_offset` whether learned positions are shifted before the look-up.
     """
@@ -303,6 +310,7 @@ class ModelSpec:
     embedding_multiplied: bool = False
     logits_scaled: bool = False
     logits_softcap: bool = False
+    embedding_norm: Norm | None = None
 
     @property
     def parameters(self) -> int:
@@ -314,6 +322,8 @@ class ModelSpec:
         yield self.vocab_size * self.hidden_size
         if self.position_rows:
             yield self.position_rows * self.hidden_size
+        if self.embedding_norm is not None:
+            yield from self.embedding_norm.shapes
         for layer in self.layers:
             for linear in layer.linears:
                 yield linear.weight_count

@@ -43,6 +43,9 @@ def attention(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Ten
         key, value = cached
     by_head = spec.norm_by_head or (spec.rotary and spec.rotary_dim is not None)
     out, probabilities = attend(tape, query, key, value, spec, ctx, by_head)
+    if spec.output_norm is not None:
+        attended, out = out, norm(tape, out, spec.output_norm, ctx)
+        tape.drop(attended)
     result = linear(tape, out, spec.output, ctx)
     tape.drop(out, query, fused, *held)
     if not ctx.cached:

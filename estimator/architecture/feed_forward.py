@@ -6,6 +6,7 @@ Source: transformers' `LlamaMLP.forward`, `GPT2MLP.forward`, `Phi3MLP.forward`.
 from __future__ import annotations
 
 from estimator.architecture.context import Context
+from estimator.architecture.norms import norm
 from estimator.architecture.parts import activation, linear, multiply, operands
 from estimator.architecture.tape import Tape, Tensor
 from estimator.architecture.xielu import xielu
@@ -31,6 +32,9 @@ def mlp(tape: Tape, x: Tensor, spec: Mlp, ctx: Context) -> Tensor:
         saves = operands(activated, up)
         hidden = tape.op(activated.count, activated.width, (activated, up), saves)
         tape.drop(activated, up)
+    if spec.inner_norm is not None:
+        product, hidden = hidden, norm(tape, hidden, spec.inner_norm, ctx)
+        tape.drop(product)
     out = linear(tape, hidden, spec.down, ctx)
     tape.drop(hidden)
     return out

@@ -32,6 +32,11 @@ def norm(tape: Tape, x: Tensor, spec: Norm | None, ctx: Context) -> Tensor:
     tape.drop(x32)
     if spec.kind in ("rms_scaled_before_cast", "rms_fp32_weight"):
         out = _scaled_before_cast(tape, x, normed, spec, ctx)
+    elif spec.kind == "rms_unweighted":
+        tape.drop(variance, rstd)
+        out = cast(tape, normed, x.width)
+        tape.drop(normed)
+        return out
     else:
         back = cast(tape, normed, x.width)
         out = _times_weight(tape, back, parameter(spec.size, x.width, ctx.full))
