@@ -76,6 +76,8 @@ def _draw(rng: random.Random, bounds: Bounds) -> Case:
     if dtype != "float32":
         # flash-attn knows half precision only.
         attentions.append("flash_attention_2")
+    # What a class does not know, transformers refuses; without sdpa it takes eager.
+    attentions = [name for name in attentions if name == "sdpa" or name in spec.attentions]
     length = _between(rng, bounds.sequence_length[0], longest)
     fields: dict[str, Any] = {
         "model": model,

@@ -107,6 +107,8 @@ class Attention:
     """Whether the eager path caps scores by a tanh (Gemma 2); the other paths ignore it."""
     output_norm: Norm | None = None
     """The norm in front of the output's projection (BitNet)."""
+    positions: int | None = None
+    """Rows of a table of positions that each layer has of its own (GPT-J)."""
 
     @property
     def norms(self) -> tuple[Norm, ...]:
@@ -311,6 +313,12 @@ class ModelSpec:
     logits_scaled: bool = False
     logits_softcap: bool = False
     embedding_norm: Norm | None = None
+    attentions: tuple[str, ...] = ("sdpa", "eager", "flash_attention_2")
+    """Attentions that the model's class supports and that have a formula; without sdpa
+    transformers takes eager instead."""
+    returns_probabilities: bool = False
+    """Whether layers return eager attention's probabilities, which the model's loop then holds
+    until the next layer returns (GPT-J)."""
 
     @property
     def parameters(self) -> int:

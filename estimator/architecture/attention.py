@@ -128,9 +128,18 @@ def _key_normed(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> Tensor:
 
 
 def grow_cache(
-    tape: Tape, key: Tensor, value: Tensor, spec: Attention, ctx: Context
+    tape: Tape,
+    key: Tensor,
+    value: Tensor,
+    spec: Attention,
+    ctx: Context,
+    consumes: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
     """DynamicCache grows by concatenation: the new keys exist beside the old for a moment.
+
+    Args:
+        consumes: whether the caller's names now are the cache's (without a fused projection,
+            unless this says otherwise).
 
     Source: transformers/cache_utils.py, `DynamicLayer.update`.
     """
@@ -141,7 +150,7 @@ def grow_cache(
         made.append(tape.new(count, ctx.width, component="kv_cache"))
         if old:
             _free_old(tape, old, ctx.width)
-    if spec.fused is None:
+    if spec.fused is None if consumes is None else consumes:
         tape.drop(key, value)
     return made[0], made[1]
 

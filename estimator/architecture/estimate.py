@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from estimator.architecture.inference import play_inference
 from estimator.architecture.inventory import inventory
 from estimator.architecture.parts import known_activation
@@ -22,9 +24,11 @@ def estimate_architecture(case: Case) -> MemoryReport:
         UnsupportedError: a model type or a setting without a formula; it names the way out.
         ModelError: the configuration cannot be read or is impossible.
     """
+    asked = case.to_dict()
     config = load_config(case.model)
     spec = parse_spec(config)
     _refuse(case, spec)
+    case, lines = _as_supported(case, spec)
     items = inventory(spec, case.lora)
     run = (play_training if case.training else play_inference)(case, spec, items)
     highest = run.highest
@@ -33,7 +37,7 @@ def estimate_architecture(case: Case) -> MemoryReport:
     trains = 0 if not case.training else (items.adapter_count if case.lora else total)
     return MemoryReport(
         source="architecture",
-        case=case.to_dict(),
+        case=asked,
         parameters=Parameters(total=total, trainable=trains),
         peak=Peak(
             phase=highest.phase,
@@ -44,7 +48,26 @@ def estimate_architecture(case: Case) -> MemoryReport:
         ),
         phases=run.finish(),
         components=components,
-        assumptions=_assumptions(case, config),
+        assumptions=(*_assumptions(case, config), *lines),
+    )
+
+
+def _as_supported(case: Case, spec: ModelSpec) -> tuple[Case, tuple[str, ...]]:
+    """Return the case with the attention that transformers takes for it, and what to say of it.
+
+    Raises:
+        UnsupportedError: an attention that the class, or these formulas, do not know.
+    """
+    if case.attention in spec.attentions:
+        return case, ()
+    if case.attention == "sdpa":
+        line = (
+            f"{spec.model_type} supports no sdpa: its attention is eager, as transformers chooses"
+        )
+        return replace(case, attention="eager"), (line,)
+    raise UnsupportedError(
+        f"the architecture formulas do not know attention {case.attention!r} of "
+        f"{spec.model_type}: use attention {' or '.join(spec.attentions)}"
     )
 
 
@@ -74,6 +97,8 @@ def _amp_unknown(case: Case, spec: ModelSpec) -> bool:
         return False
     plain = all(
         layer.attention.rotary_style == "tables"
+        and layer.attention.recipe == "standard"
+        and layer.attention.output_norm is None
         and layer.attention.rotary
         and layer.attention.qk_norm is None
         and layer.attention.fused is None

@@ -16,7 +16,12 @@ from estimator.architecture.inventory import Held, Inventory, weights
 from estimator.architecture.run import Pass, Run
 from estimator.architecture.stretches import layer_numbers, stretches
 from estimator.architecture.tape import Storage, Tape
-from estimator.architecture.training import attention_masks, block_input, rotary_tables
+from estimator.architecture.training import (
+    attention_masks,
+    block_input,
+    probabilities,
+    rotary_tables,
+)
 from estimator.case import Case
 from estimator.gpus import workspace_bytes
 from estimator.spec import Layer, ModelSpec
@@ -71,17 +76,22 @@ def _forward(run: Run, spec: ModelSpec, ctx: Context) -> None:
     run.change("temporaries", shared)
     numbers = layer_numbers(spec)
     passes: dict[int, Pass] = {}
+    returned = Held()
     for stretch in stretches(numbers):
         number, layer = numbers[stretch[0]], spec.layers[stretch[0]]
+        seen = layer_context(layer, ctx)
         if number not in passes:
-            passes[number] = _layer_pass(spec, layer, layer_context(layer, ctx))
-        run.play(passes[number], len(stretch))
+            passes[number] = _layer_pass(spec, layer, seen)
+        leaves = probabilities(spec, layer, seen)
+        run.play_layers(passes[number], len(stretch), returned, leaves)
+        returned = leaves
     x = block_input(spec.hidden_size, ctx, grad=False)
     normed = blocks.final_norm(tape, x, spec, ctx)
     tape.drop(x, *held)
     run.play(Pass.of(tape.take_events(), "the final norm"))
     run.change("temporaries", -also_held.allocated_bytes, -also_held.requested_bytes)
     run.change("temporaries", -shared)
+    run.exchange("temporaries", returned, Held())
     scores = blocks.logits(tape, normed, spec, ctx, ctx.batch)
     tape.drop(normed)
     run.play(Pass.of(tape.take_events(), "the last token's logits"))

@@ -200,10 +200,10 @@ def _eager(
     fused = spec.groups == 1 and not by_head and key.storage is query.storage
     copied = B > 1 or fused
     copy_queries = copied and not by_head
-    q_mat = _laid_out(tape, query, B * Q * a * d) if copy_queries else tape.alias(query)
+    q_mat = laid_out(tape, query, B * Q * a * d) if copy_queries else tape.alias(query)
     copy_values = copied and not repeated and not (ctx.cached and spec.groups == 1)
     copy_keys = copy_values and not by_head
-    k_mat = _laid_out(tape, keys, B * K * a * d) if copy_keys else tape.alias(keys)
+    k_mat = laid_out(tape, keys, B * K * a * d) if copy_keys else tape.alias(keys)
     raw = tape.op(scores_count, ctx.width, (q_mat, k_mat), operands(q_mat, k_mat))
     tape.drop(q_mat, k_mat)
     scores = scale(tape, raw)
@@ -218,7 +218,7 @@ def _eager(
     tape.drop(scores)
     weights = dropout(tape, probabilities, spec.dropout, ctx)
     tape.drop(probabilities)
-    v_mat = _laid_out(tape, values, B * K * a * d) if copy_values else tape.alias(values)
+    v_mat = laid_out(tape, values, B * K * a * d) if copy_values else tape.alias(values)
     product = tape.op(B * Q * a * d, ctx.width, (weights, v_mat), operands(weights, v_mat))
     tape.drop(v_mat)
     out = tape.op(B * Q * a * d, ctx.width, (product,), grads=(PASS,))
@@ -228,7 +228,7 @@ def _eager(
     return out, weights
 
 
-def _laid_out(tape: Tape, x: Tensor, count: int) -> Tensor:
+def laid_out(tape: Tape, x: Tensor, count: int) -> Tensor:
     """matmul's copy into [B * heads, rows, d]; the gradient of an expanded source is summed."""
     return tape.op(count, x.width, (x,), grads=(PASS if count == x.count else x.size,))
 

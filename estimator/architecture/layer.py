@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from estimator.architecture import inlined, split
+from estimator.architecture import fp32_scores, inlined, split
 from estimator.architecture.attentions import self_attention
 from estimator.architecture.context import Context
 from estimator.architecture.moe import feed_forward
@@ -30,6 +30,7 @@ LAYERS: dict[str, Callable[[Tape, Tensor, Layer, Context], Tensor]] = {
     "inlined": inlined.inlined_layer,
     "inlined_flat": inlined.flat_layer,
     "split_parallel": split.parallel_layer,
+    "summed_parallel": fp32_scores.parallel_layer,
 }
 """Formulas of a layer by `Layer.recipe`, for those that are not pre-norm."""
 

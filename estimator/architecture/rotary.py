@@ -108,6 +108,11 @@ def _turn(
     return outs
 
 
+def rotate(tape: Tape, x: Tensor, tables: tuple[Tensor, ...]) -> Tensor:
+    """Rotate `x` by a layer's own cos and sin, which may be wider than it."""
+    return _rotate(tape, x, "own_tables", tables)
+
+
 def _rotate(tape: Tape, x: Tensor, style: str, tables: tuple[Tensor, ...]) -> Tensor:
     first = _times_table(tape, x, style, tables[:1])
     # Each slice's gradient is copied into zeros of the whole, the negated one's first.
@@ -135,6 +140,8 @@ def _times_table(tape: Tape, x: Tensor, style: str, table: tuple[Tensor, ...]) -
         out = tape.op(x.count, 4, (wide,), table)
         tape.drop(wide)
         return out
+    if table and table[0].width > x.width:
+        return tape.op(x.count, table[0].width, (x,), table, temporaries=(4 * x.count,))
     if table:
         return tape.op(x.count, x.width, (x,), table)
     return scale(tape, x)

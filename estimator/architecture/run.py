@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from estimator.architecture.inventory import Held
 from estimator.architecture.tape import Event, peak, totals
 from estimator.report import Components, Phase
 
@@ -81,6 +82,25 @@ class Run:
         self.requested += allocated if requested is None else requested
         self._note(self.total)
         self._compare(self.total, self.requested, self._phase, None)
+
+    def exchange(self, component: str, old: Held, new: Held) -> None:
+        """Something goes, and another takes its place."""
+        self.change(
+            component,
+            new.allocated_bytes - old.allocated_bytes,
+            new.requested_bytes - old.requested_bytes,
+        )
+
+    def play_layers(self, item: Pass, times: int, before: Held, after: Held) -> None:
+        """Equal layers run; the model's loop holds `before` until the first of them returns, and
+        `after`, which each of them hands to it, from then on."""
+        if before == after:
+            self.play(item, times)
+            return
+        self.play(item)
+        self.exchange("temporaries", before, after)
+        if times > 1:
+            self.play(item, times - 1)
 
     def play(self, item: Pass, times: int = 1) -> None:
         """A block's pass runs so many times in a row: its peak from here, then what it leaves.

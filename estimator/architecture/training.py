@@ -96,8 +96,13 @@ def _forward_and_backward(
         Held() if held or keeps else Held(hidden.storage.requested, hidden.storage.allocated)
     )
     run.change("temporaries", also_held.allocated_bytes, also_held.requested_bytes)
+    returned = Held()
     for stretch in stretches(kinds.order):
-        run.play(kinds.passes[kinds.order[stretch[0]]].forward, len(stretch))
+        key, layer = kinds.order[stretch[0]], spec.layers[stretch[0]]
+        # Without checkpointing autograd holds what layers return.
+        leaves = probabilities(spec, layer, ctx) if ctx.checkpointing else Held()
+        run.play_layers(kinds.passes[key].forward, len(stretch), returned, leaves)
+        returned = leaves
     head = Tape(accumulate=accumulates)
     x = block_input(spec.hidden_size, ctx, kinds.passes[kinds.order[-1]].out_grad)
     assert x.storage is not None
@@ -113,6 +118,7 @@ def _forward_and_backward(
     run.play(Pass.of(norm_events, "the final norm"))
     run.change("temporaries", -also_held.allocated_bytes, -also_held.requested_bytes)
     run.change("temporaries", -passing)
+    run.exchange("temporaries", returned, Held())
     embedding.drop(*held)
     run.play(Pass.of(embedding.take_events(), "the model's forward returns"))
     vocabulary = f"the loss over the {spec.vocab_size}-token vocabulary"
@@ -283,6 +289,16 @@ def block_input(hidden_size: int, ctx: Context, grad: bool) -> Tensor:
     """Return a block's input [B, S, hidden], allocated by the block before."""
     size = ctx.tokens * hidden_size
     return Tensor(size, ctx.width, grad, Storage(size * ctx.width, None))
+
+
+def probabilities(spec: ModelSpec, layer: Layer, ctx: Context) -> Held:
+    """Return the bytes of the probabilities that a layer hands to the model's loop, which holds
+    them until the next layer returns; without checkpointing autograd has them in training."""
+    if not spec.returns_probabilities or ctx.attention != "eager":
+        return Held()
+    size = ctx.batch * layer.attention.heads * ctx.queries * ctx.keys * ctx.width
+    kept = Storage(size, None)
+    return Held(kept.requested, kept.allocated)
 
 
 def rotary_tables(spec: ModelSpec, ctx: Context) -> int:

@@ -1,0 +1,84 @@
+"""Formulas of the first open decoders and of Llama's rarer variants against the trace.
+
+Sizes are small and vocabularies tiny, so that peaks are the layers' and not the loss's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from estimator import Case, estimate
+from profiler.trace import trace_case
+
+GPT = {"n_embd": 256, "n_head": 8, "n_layer": 3, "vocab_size": 500, "n_positions": 1024}
+SIZES = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "vocab_size": 500,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+DROPPED = {"attn_pdrop": 0.1, "resid_pdrop": 0.1, "embd_pdrop": 0.1}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gpt-sw3": {"model_type": "gpt-sw3", **GPT},
+    "gptj": {"model_type": "gptj", **GPT, "rotary_dim": 16, **DROPPED},
+    "codegen": {"model_type": "codegen", **GPT, "rotary_dim": 32},
+    "gpt_neo": {
+        "model_type": "gpt_neo",
+        "hidden_size": 256,
+        "num_heads": 8,
+        "num_layers": 4,
+        "attention_types": [[["global", "local"], 2]],
+        "vocab_size": 500,
+        "max_position_embeddings": 1024,
+    },
+    "jais2": {"model_type": "jais2", **SIZES},
+    "hyperclovax": {"model_type": "hyperclovax", **SIZES},
+    "bitnet": {"model_type": "bitnet", **SIZES},
+    "nanochat": {"model_type": "nanochat", **SIZES},
+}
+RUNS: dict[str, dict[str, Any]] = {
+    "full": {"task": "training", "batch_size": 2, "sequence_length": 300},
+    "full, checkpointing, eager": {
+        "task": "training",
+        "batch_size": 3,
+        "sequence_length": 128,
+        "gradient_checkpointing": True,
+        "attention": "eager",
+    },
+    "LoRA, fp32": {
+        "task": "training",
+        "method": "lora",
+        "dtype": "float32",
+        "batch_size": 1,
+        "sequence_length": 200,
+    },
+    "QLoRA, checkpointing": {
+        "task": "training",
+        "method": "lora",
+        "quantization": "nf4",
+        "batch_size": 2,
+        "sequence_length": 256,
+        "gradient_checkpointing": True,
+    },
+    "prefill": {"batch_size": 3, "sequence_length": 300, "max_new_tokens": 3},
+    "decode": {"batch_size": 4, "sequence_length": 8, "max_new_tokens": 200, "dtype": "float16"},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_requested_bytes_and_parameters_are_the_traces(family: str) -> None:
+    for name, run in RUNS.items():
+        case = Case.from_dict({"model": FAMILIES[family], **run})
+        estimated, traced = estimate(case), trace_case(case)
+        assert estimated.parameters == traced.parameters, name
+        assert traced.peak.requested_bytes is not None
+        assert estimated.peak.requested_bytes == pytest.approx(
+            traced.peak.requested_bytes, rel=0.001
+        ), name

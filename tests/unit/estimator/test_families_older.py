@@ -1,0 +1,78 @@
+"""Parsers of the first open decoders and of Llama's rarer variants: counts, what they refuse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from estimator import Case, estimate
+from estimator.catalogue import entries
+from estimator.config_source import load_config
+from estimator.errors import ModelError, UnsupportedError
+from estimator.families import PARSERS, parse_spec
+from estimator.spec import ModelSpec
+
+TYPES = ("gptj", "codegen", "gpt_neo", "bitnet", "hyperclovax")
+MODELS = [entry for entry in entries() if entry.model_type in TYPES]
+GPT: dict[str, Any] = {"n_embd": 256, "n_head": 8, "n_layer": 2, "vocab_size": 500}
+
+
+def spec_of(config: dict[str, Any]) -> ModelSpec:
+    return parse_spec(load_config(config))
+
+
+@pytest.mark.parametrize("entry", MODELS, ids=lambda entry: entry.name)
+def test_parameters_are_the_catalogues(entry: Any) -> None:
+    assert parse_spec(load_config(entry.name)).parameters == entry.parameters
+
+
+def test_every_family_is_in_the_catalogue() -> None:
+    assert {entry.model_type for entry in MODELS} == set(TYPES)
+    assert set(TYPES) <= set(PARSERS)
+
+
+@pytest.mark.parametrize(
+    ("config", "what"),
+    [
+        ({"model_type": "gptj", "n_embd": 100, "n_head": 7}, "n_head 7 does not divide"),
+        ({"model_type": "gptj", **GPT, "rotary_dim": 64}, "rotary_dim is 64"),
+        ({"model_type": "codegen", **GPT, "n_head": 2}, "n_head is 2"),
+        ({"model_type": "gpt_neo", "num_heads": 0}, "num_heads is 0"),
+        ({"model_type": "nanochat"}, "lacks hidden_size"),
+    ],
+)
+def test_impossible_configurations_are_named(config: dict[str, Any], what: str) -> None:
+    with pytest.raises(ModelError, match=what):
+        spec_of(config)
+
+
+def test_what_has_no_formula_is_said_with_a_way_out() -> None:
+    with pytest.raises(UnsupportedError, match=r"rotary_dim null.*gpumem trace"):
+        spec_of({"model_type": "gptj", **GPT, "rotary_dim": None})
+
+
+@pytest.mark.parametrize("model_type", ["gptj", "codegen"])
+def test_a_class_without_sdpa_is_answered_for_eager_and_says_so(model_type: str) -> None:
+    config = {"model_type": model_type, **GPT, "rotary_dim": 32}
+    asked, eager = (
+        estimate(Case(model=config, sequence_length=256, attention=name))
+        for name in ("sdpa", "eager")
+    )
+    assert asked.peak == eager.peak
+    assert f"{model_type} supports no sdpa: its attention is eager" in " ".join(asked.assumptions)
+    assert asked.case["attention"] == "sdpa"
+    with pytest.raises(UnsupportedError, match=r"'flash_attention_2' of .*: use attention eager"):
+        estimate(Case(model=config, attention="flash_attention_2"))
+
+
+def test_scores_are_in_fp32_and_quadratic() -> None:
+    config = {"model_type": "gptj", **GPT, "rotary_dim": 32}
+    peaks = [
+        estimate(Case(model=config, sequence_length=length, max_new_tokens=1)).peak.requested_bytes
+        for length in (512, 1024)
+    ]
+    assert peaks[0] is not None
+    assert peaks[1] is not None
+    # Two score matrices of 8 heads are alive at once, and the layer before left one in bfloat16.
+    assert peaks[1] - peaks[0] > 8 * (1024**2 - 512**2) * (4 + 4 + 2)
