@@ -161,7 +161,7 @@ def compare_records(base: Side, new: Side, across_environments: bool = False) ->
         if answer is None:
             continue
         flags = (*(f"base: {flag}" for flag in ours.flags), *(f"new: {f}" for f in theirs.flags))
-        rows.append(Row(ours.case.case_id, label, reference, {"new": answer}, flags))
+        rows.append(Row(ours.case_id, label, reference, {"new": answer}, flags))
     left_out += [LeftOut(entry.case.label, f"only in {name}") for entry, name in lonely]
     notes = [*base.notes(), *new.notes()]
     if unequal:
@@ -197,7 +197,7 @@ def _pair(
     base: Side, new: Side
 ) -> tuple[list[tuple[SideCase, SideCase]], list[tuple[SideCase, str]]]:
     pairs = [(base.cases[key], new.cases[key]) for key in base.cases if key in new.cases]
-    paired = {entry.case.case_id for entry, _ in pairs}
+    paired = {entry.case_id for entry, _ in pairs}
     # What is left has no record of the same source on the other side: traced against measured.
     others = {case_id: entry for (case_id, _), entry in new.cases.items() if case_id not in paired}
     lonely: list[tuple[SideCase, str]] = []

@@ -173,5 +173,5 @@ class _Crew:
             return None  # It failed because we stopped it, which says nothing of the case.
         if record.status == "timeout" and timeout_s < self._limits.timeout_s:
             return Outcome(planned, "no time")  # The budget ended, not the case's own limit.
-        self._store.write(record, planned.key)
+        self._store.write(record, planned.key, repeat)
         return Outcome(planned, "ran", record)

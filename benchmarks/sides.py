@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ class SideCase:
     """The newest record of a case from one source, and why it may not be trusted."""
 
     case: Case
+    case_id: str
     record: Record
     flags: tuple[str, ...]
 
@@ -74,10 +75,11 @@ def read_side(path: str) -> Side:
         key = (case.case_id, stored.record.source)
         cases[key] = case
         found.setdefault(key, []).append(stored.record)
-    return Side(path, {key: _newest(cases[key], found[key]) for key in cases}, tuple(problems))
+    newest = {key: _newest(cases[key], key[0], found[key]) for key in cases}
+    return Side(path, newest, tuple(problems))
 
 
-def _newest(case: Case, records: Iterable[Record]) -> SideCase:
+def _newest(case: Case, case_id: str, records: Sequence[Record]) -> SideCase:
     ordered = sorted(records, key=_age)
     newest = ordered[-1]
     flags = list(newest.flags)
@@ -85,7 +87,7 @@ def _newest(case: Case, records: Iterable[Record]) -> SideCase:
     peaks = {record.peak.allocated_bytes for record in same if record.peak is not None}
     if len(peaks) > 1:
         flags.append(f"its {len(same)} repeats differ by {max(peaks) - min(peaks)} B")
-    return SideCase(case, newest, tuple(flags))
+    return SideCase(case, case_id, newest, tuple(flags))
 
 
 def _age(record: Record) -> tuple[str, int]:

@@ -7,6 +7,7 @@ record under a record's name. No file is ever overwritten: a repeat gets the nex
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 from collections.abc import Iterator
@@ -92,7 +93,8 @@ class RecordStore:
         Raises:
             RecordError: when the folder cannot be listed.
         """
-        return _read_all(self._names())
+        names = sorted(n for n in self._names() if n.endswith(".json") and not n.startswith("."))
+        return _read_all([self.folder / name for name in names])
 
     def by_case(self) -> dict[CaseKey, tuple[Record, ...]]:
         """Return the readable records, first repeat first, under the keys in their files' names.
@@ -102,7 +104,7 @@ class RecordStore:
         """
         found: dict[CaseKey, list[tuple[int, Record]]] = {}
         for stored in self.read().records:
-            if named := _parse_name(stored.path):
+            if named := _parse_name(stored.path.name):
                 found.setdefault(named[0], []).append((named[1], stored.record))
         return {
             key: tuple(record for _, record in sorted(repeats, key=lambda item: item[0]))
@@ -115,15 +117,18 @@ class RecordStore:
         Raises:
             RecordError: when the folder cannot be listed.
         """
-        paths = [path for _, path in sorted((repeat, path) for path, repeat in self._repeats(key))]
+        paths = [self.folder / name for _, name in self._repeats(key)]
         return tuple(stored.record for stored in _read_all(paths).records)
 
     def next_repeat(self, key: CaseKey) -> int:
         """Return the number after the last repeat, unreadable files included; 1 for the first."""
-        return max((repeat for _, repeat in self._repeats(key)), default=0) + 1
+        return max((repeat for repeat, _ in self._repeats(key)), default=0) + 1
 
-    def write(self, record: Record, key: CaseKey) -> Path:
+    def write(self, record: Record, key: CaseKey, repeat: int | None = None) -> Path:
         """Write a record as its case's next repeat and return the file; call it under `claim`.
+
+        Args:
+            repeat: what `next_repeat` said under the same claim, to save asking again.
 
         Raises:
             RecordError: when it cannot be written (disk full, folder gone); no file is left then.
@@ -131,7 +136,7 @@ class RecordStore:
         try:
             slug = model_slug(Case.from_dict(record.case))
             name = f"{slug}-{key.case_id}-{key.source}-{key.environment_id}"
-            path = self.folder / f"{name}-r{self.next_repeat(key)}.json"
+            path = self.folder / f"{name}-r{repeat or self.next_repeat(key)}.json"
             write_whole(path, record.to_json(indent=1) + "\n")
         except OSError as error:
             raise RecordError(
@@ -159,28 +164,24 @@ class RecordStore:
             if lock is not None:
                 lock.release()
 
-    def _names(self) -> list[Path]:
+    def _names(self) -> list[str]:
         try:
-            paths = [
-                path
-                for path in self.folder.iterdir()
-                if path.suffix == ".json" and not path.name.startswith(".")
-            ]
+            return os.listdir(self.folder)
         except OSError as error:
             raise RecordError(
                 f"results folder {str(self.folder)!r} cannot be read: {_reason(error)}"
             ) from None
-        return sorted(paths)
 
-    def _repeats(self, key: CaseKey) -> Iterator[tuple[Path, int]]:
-        for path in self._names():
-            named = _parse_name(path)
-            if named is not None and named[0] == key:
-                yield path, named[1]
+    def _repeats(self, key: CaseKey) -> list[tuple[int, str]]:
+        """Return the numbers and names of one case's files, first repeat first."""
+        # Most names are another case's, and this is asked before and after every case.
+        names = [name for name in self._names() if key.case_id in name and name[0] != "."]
+        parsed = ((_parse_name(name), name) for name in names)
+        return sorted((named[1], name) for named, name in parsed if named and named[0] == key)
 
 
-def _parse_name(path: Path) -> tuple[CaseKey, int] | None:
-    match = _NAME.fullmatch(path.name)
+def _parse_name(name: str) -> tuple[CaseKey, int] | None:
+    match = _NAME.fullmatch(name)
     return None if match is None else (CaseKey(*match.group(1, 2, 3)), int(match["repeat"]))
 
 
@@ -237,16 +238,40 @@ def _sync_folder(folder: Path) -> None:
 def _read_all(paths: list[Path]) -> Contents:
     records: list[StoredRecord] = []
     problems: list[Problem] = []
-    for path in paths:
-        try:
-            records.append(StoredRecord(path, Record.from_json(path.read_text(encoding="utf-8"))))
-        except RecordError as error:
-            problems.append(Problem(path, str(error)))
-        except UnicodeDecodeError:
-            problems.append(Problem(path, "the record is not UTF-8 text"))
-        except OSError as error:
-            problems.append(Problem(path, f"cannot be read: {_reason(error)}"))
+    with _collector_paused():
+        for path in paths:
+            found = _read_one(path)
+            if isinstance(found, Problem):
+                problems.append(found)
+            else:
+                records.append(found)
     return Contents(tuple(records), tuple(problems))
+
+
+def _read_one(path: Path) -> StoredRecord | Problem:
+    try:
+        return StoredRecord(path, Record.from_json(path.read_text(encoding="utf-8")))
+    except RecordError as error:
+        return Problem(path, str(error))
+    except UnicodeDecodeError:
+        return Problem(path, "the record is not UTF-8 text")
+    except OSError as error:
+        return Problem(path, f"cannot be read: {_reason(error)}")
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Keep Python's cycle collector out while thousands of records are made.
+
+    Records form no cycles, and each pass of the collector would walk all those read so far.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _reason(error: OSError) -> str:

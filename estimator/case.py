@@ -112,10 +112,9 @@ class Case:
         """
         if not isinstance(data, Mapping):
             raise CaseError(f"a case must be a JSON object, not {show_value(data)}")
-        known = {field.name for field in fields(cls)}
         for name in data:
-            if name not in known:
-                hint = did_you_mean(str(name), known)
+            if name not in _FIELD_NAMES:
+                hint = did_you_mean(str(name), _FIELD_NAMES)
                 raise CaseError(f"unknown case field {show_value(name)}{hint}", str(name))
         if "model" not in data:
             raise CaseError("the case names no model: give `model`", "model")
@@ -124,7 +123,7 @@ class Case:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the complete case as a JSON object; `from_dict` reads it back to an equal case."""
-        result = {field.name: getattr(self, field.name) for field in fields(self)}
+        result = {name: getattr(self, name) for name in _FIELD_NAMES}
         result["lora"] = None if self.lora is None else self.lora.to_dict()
         return result
 
@@ -168,6 +167,9 @@ class Case:
         length = f"{self.batch_size}x{self.sequence_length}"
         parts.append(length if self.training else f"{length}+{self.max_new_tokens}")
         return " ".join(parts)
+
+
+_FIELD_NAMES = tuple(field.name for field in fields(Case))
 
 
 def _read_field(name: str, value: Any) -> Any:

@@ -26,6 +26,9 @@ from estimator.report import (
 )
 from profiler.environment import Environment
 
+_NOT_NUMBERS = ("NaN", "Infinity")
+"""What pydantic's JSON reader takes inside a case, and JSON has not."""
+
 Source = Literal["cuda", "trace"]
 Status = Literal["ok", "oom", "error", "timeout"]
 
@@ -242,16 +245,19 @@ class Record(_Model):
         Raises:
             RecordError: cut off, not JSON, not a record, or from a newer version; one sentence.
         """
-        _check_version(_parse(text))
         try:
+            # Parsed once: a folder holds thousands. What is wrong is looked for only if it is.
             record = cls.model_validate_json(text)
         except ValidationError as error:
+            _check_version(_parse(text))
             first = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "the whole"
             raise RecordError(
                 f"not a gpumem record: {where}: {_lower_first(first['msg'])}"
                 + ("" if first["type"] == "missing" else f", not {show_value(first['input'])}")
             ) from None
+        if record.schema_version != SCHEMA_VERSION or any(word in text for word in _NOT_NUMBERS):
+            _check_version(_parse(text))
         return record if record.record_id else record._sealed()
 
     def _sealed(self) -> Record:

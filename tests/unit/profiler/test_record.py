@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -129,6 +130,7 @@ def edited(**changes: Any) -> str:
         (edited(phases=[{"name": "load"}]), "phases.0.peak_allocated_bytes: "),
         (RECORD_TEXT.replace("3000", "3000.5"), "should be a valid integer, not 3000.5"),
         (RECORD_TEXT.replace("3000", "NaN"), "the record holds NaN"),
+        (edited(case={"model": "m", "momentum": math.inf}), "the record holds Infinity"),
     ],
 )
 def test_what_is_refused_gets_one_sentence(text: str, says: str) -> None:
