@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from estimator.architecture.optimizer import BITSANDBYTES_NAMES
 from estimator.case import Case
 from estimator.errors import UnsupportedError
 
@@ -46,7 +47,7 @@ def build(case: Case, model: Any) -> Any:
         from transformers.optimization import Adafactor
 
         return Adafactor(groups, lr=LEARNING_RATE, scale_parameter=False, relative_step=False)
-    if "adamw" in name or "lion" in name:
+    if BITSANDBYTES_NAMES.search(name):
         return _bitsandbytes(name, groups, model)
     raise UnsupportedError(f"optimizer {name!r} is not set up here; use adamw_torch_fused or sgd")
 
@@ -82,8 +83,16 @@ def _bitsandbytes(name: str, groups: list[dict[str, Any]], model: Any) -> Any:
     manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
     manager.initialize()
     bits = 8 if "8bit" in name else 32
-    kind = bitsandbytes.optim.Lion if "lion" in name else bitsandbytes.optim.AdamW
-    optimizer = kind(groups, lr=LEARNING_RATE, optim_bits=bits, is_paged="paged" in name)
+    kinds = {
+        "adamw": bitsandbytes.optim.AdamW,
+        "lion": bitsandbytes.optim.Lion,
+        "ademamix": bitsandbytes.optim.AdEMAMix,
+        "rmsprop": bitsandbytes.optim.RMSprop,
+    }
+    kind = next(kind for part, kind in kinds.items() if part in name)
+    # RMSprop has no paged form.
+    paged = {"is_paged": True} if "paged" in name else {}
+    optimizer = kind(groups, lr=LEARNING_RATE, optim_bits=bits, **paged)
     if bits == 8:
         for module in model.modules():
             if isinstance(module, torch.nn.Embedding):

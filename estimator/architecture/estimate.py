@@ -14,7 +14,7 @@ from estimator.errors import UnsupportedError
 from estimator.families import parse_spec
 from estimator.gpus import workspace_bytes
 from estimator.report import MemoryReport, Parameters, Peak
-from estimator.spec import ModelSpec
+from estimator.spec import ModelSpec, Moe
 
 
 def estimate_architecture(case: Case) -> MemoryReport:
@@ -77,7 +77,7 @@ def _refuse(case: Case, spec: ModelSpec) -> None:
         f"mixed_precision {case.mixed_precision!r} here": _amp_unknown(case, spec),
         f"cache {case.cache!r}": not case.training and case.cache != "dynamic",
         f"stack {case.stack!r}": case.stack is not None,
-        "DoRA": case.lora is not None and case.lora.use_dora,
+        "DoRA on stacked experts (peft has none)": _dora_experts(case, spec),
         f"activation {spec.layers[0].mlp.activation!r}": not known_activation(
             spec.layers[0].mlp.activation
         ),
@@ -88,6 +88,13 @@ def _refuse(case: Case, spec: ModelSpec) -> None:
                 f"the architecture formulas do not know {what} yet: use gpumem trace, "
                 "gpumem profile on a GPU, or --formulas article"
             )
+
+
+def _dora_experts(case: Case, spec: ModelSpec) -> bool:
+    if case.lora is None or not case.lora.use_dora:
+        return False
+    targets = case.lora.target_modules
+    return any(isinstance(layer.mlp, Moe) and layer.mlp.adapted(targets) for layer in spec.layers)
 
 
 def _amp_unknown(case: Case, spec: ModelSpec) -> bool:

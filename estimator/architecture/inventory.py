@@ -105,7 +105,8 @@ def inventory(spec: ModelSpec, lora: Lora | None) -> Inventory:
 
 
 def adapter_tensors(layer: Layer, lora: Lora) -> Iterator[int]:
-    """Yield the elements of each adapter matrix of a layer: A [r, in] and B [out, r]."""
+    """Yield the elements of each adapter matrix of a layer: A [r, in] and B [out, r],
+    and DoRA's magnitudes [out]."""
     if isinstance(layer.mlp, Moe):
         for name in layer.mlp.adapted(lora.target_modules):
             yield from layer.mlp.adapter_counts(name, lora.r)
@@ -115,6 +116,8 @@ def adapter_tensors(layer: Layer, lora: Lora) -> Iterator[int]:
         if lora.target_modules == "all-linear" or linear.name in lora.target_modules:
             yield lora.r * linear.inputs
             yield linear.outputs * lora.r
+            if lora.use_dora:
+                yield linear.outputs
 
 
 def weights(case: Case, items: Inventory) -> Held:

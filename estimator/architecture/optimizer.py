@@ -6,12 +6,23 @@ bitsandbytes/optim/optimizer.py.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
+from estimator.architecture.adafactor import (
+    adafactor_states,
+    adafactor_temporary,
+    adapter_sides,
+    base_sides,
+)
 from estimator.architecture.inventory import Held, held
 from estimator.case import Case
 from estimator.errors import UnsupportedError
+from estimator.spec import ModelSpec
 from estimator.units import ceil_div
+
+BITSANDBYTES_NAMES = re.compile(r"adamw_(bnb_)?8bit|paged|lion|ademamix|rmsprop_bnb")
+"""Names of optimizers that bitsandbytes has."""
 
 _SMALLEST_8BIT = 4096
 _SMALLEST_PAGED = 100_000
@@ -28,13 +39,14 @@ class OptimizerMemory:
 
 
 def optimizer_memory(
-    case: Case, tensors: tuple[int, ...], width: int, embeddings: int = 0
+    case: Case, tensors: tuple[int, ...], width: int, spec: ModelSpec, embeddings: int = 0
 ) -> OptimizerMemory:
     """Return what the case's optimizer needs for the tensors that train.
 
     Args:
         tensors: elements of each tensor that trains.
         width: bytes of an element of the parameters, hence of torch's states.
+        spec: the model, whose shapes matter to Adafactor alone.
         embeddings: how many tensors, from the first, are embedding tables: Trainer registers them
             for 32-bit states with bitsandbytes' 8-bit optimizers.
 
@@ -63,23 +75,32 @@ def optimizer_memory(
         states = held(tensors, width, copies=2 if case.momentum else 1)
         why = "foreach RMSprop's square roots are one more copy of the parameters"
         return OptimizerMemory(states, _largest(copy, norms), why)
-    if "adamw" in name or "lion" in name:
+    if name == "adafactor":
+        sides = base_sides(spec) if case.lora is None else adapter_sides(spec, case.lora.r)
+        temporary = _largest(adafactor_temporary(tensors, sides, width), norms)
+        why = "Adafactor squares one gradient at a time, in fp32"
+        return OptimizerMemory(adafactor_states(tensors, sides), temporary, why)
+    if BITSANDBYTES_NAMES.search(name):
         states = _bitsandbytes_states(name, tensors, embeddings)
         return OptimizerMemory(states, norms, "bitsandbytes updates in place")
     raise UnsupportedError(
         f"the architecture formulas do not know optimizer {name!r} yet: "
-        "use gpumem trace, or adamw_torch_fused, adamw_bnb_8bit or sgd"
+        "use adamw_torch_fused, adamw_bnb_8bit or sgd"
     )
 
 
 def _bitsandbytes_states(name: str, tensors: tuple[int, ...], embeddings: int) -> Held:
-    """Two states a tensor (Lion one): a byte an element and an fp32 scale a block of 256 elements.
+    """States of a byte an element and an fp32 scale a block of 256 elements: two a tensor, one for
+    Lion and RMSprop; AdEMAMix's first is twice as large.
 
     fp32 in the 32-bit optimizers, for tensors below 4096 elements, and for embeddings. Paged ones
     put states of 100 000 elements or more in managed memory, which PyTorch does not count.
     Source: bitsandbytes/optim/optimizer.py (`init_state`, `get_state_buffer`).
     """
-    states = 1 if "lion" in name else 2
+    if "ademamix" in name:
+        parts: tuple[int, ...] = (2, 1)
+    else:
+        parts = (1,) if "lion" in name or "rmsprop" in name else (1, 1)
     paged = "paged" in name
     sizes: list[int] = []
     if "8bit" in name:
@@ -88,9 +109,9 @@ def _bitsandbytes_states(name: str, tensors: tuple[int, ...], embeddings: int) -
     for index, count in enumerate(tensors):
         eight = "8bit" in name and count >= _SMALLEST_8BIT and index >= embeddings
         if not (paged and count >= _SMALLEST_PAGED):
-            sizes += [count if eight else 4 * count] * states
+            sizes += [part * (count if eight else 4 * count) for part in parts]
         if eight:
-            sizes += [4 * ceil_div(count, _BLOCK_8BIT)] * states
+            sizes += [4 * part * ceil_div(count, _BLOCK_8BIT) for part in parts]
     return held(sizes, 1)
 
 

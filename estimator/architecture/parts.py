@@ -127,6 +127,14 @@ def _adapted(
     assert lora is not None
     width = ctx.adapter_width
     x32 = cast(tape, x, width)
+    if lora.use_dora:
+        from estimator.architecture.dora import dora_sum
+
+        given = result.width
+        total = dora_sum(tape, x32, result, spec, ctx, viewed)
+        out = cast(tape, total, given)
+        tape.drop(total, x32)
+        return out
     dropped = dropout(tape, x32, lora.lora_dropout, ctx)
     down = adapter(tape, dropped, rows, spec.inputs, lora.r, ctx, viewed)
     tape.drop(dropped)

@@ -97,6 +97,14 @@ def _adapted(tape: Tape, x: Tensor, result: Tensor, spec: Linear, ctx: Context) 
     rows = x.count // spec.inputs
     # Under autocast peft leaves the casts to it.
     wide = cast(tape, x, x.width if ctx.amp else ctx.adapter_width)
+    if lora.use_dora:
+        from estimator.architecture.dora import dora_sum
+
+        given = result.width
+        total = dora_sum(tape, wide, result, spec, ctx, viewed=True)
+        out = cast(tape, total, total.width if ctx.amp else given)
+        tape.drop(total, wide)
+        return out
     dropped = dropout(tape, wide, lora.lora_dropout, ctx)
     down = adapter(tape, dropped, rows, spec.inputs, lora.r, ctx)
     tape.drop(dropped)

@@ -281,6 +281,12 @@ class Tape:
         self.nodes.clear()
         return {key: storage for key, (storage, _) in buffers.items()}
 
+    def abandon(self, first: int, last: int) -> None:
+        """No gradient will come through nodes `first` to `last`: what they keep is let go."""
+        for node in self.nodes[first:last]:
+            self._forget(node)
+        del self.nodes[first:last]
+
     def cache(self, tensor: Tensor) -> None:
         """Keep a reference until `release_cached`: autocast's cache of cast weights."""
         self._cached.append(self.alias(tensor))

@@ -43,7 +43,7 @@ def play_training(case: Case, spec: ModelSpec, items: Inventory) -> Run:
     run = Run()
     tensors, width = trainable(case, items)
     embeddings = 0 if case.lora else (2 if spec.position_rows else 1)
-    optimizer = optimizer_memory(case, tensors, width, embeddings)
+    optimizer = optimizer_memory(case, tensors, width, spec, embeddings)
     gradients = held(tensors[::-1], width)
     accumulates = case.gradient_accumulation_steps > 1
     base = weights(case, items)

@@ -6,6 +6,7 @@ Source: bitsandbytes/backends/cuda/ops.py, bitsandbytes/functional.py (`get_page
 from __future__ import annotations
 
 import contextlib
+import copy
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -65,6 +66,32 @@ def managed_memory() -> Iterator[None]:
         for name, value in originals.items():
             setattr(functional, name, value)
         optimizer.sync_gpu = sync
+
+
+@contextlib.contextmanager
+def copied_weights() -> Iterator[None]:
+    """Let 4-bit weights be copied where they are meta tensors, as peft does to set DoRA up.
+
+    `Params4bit.__deepcopy__` fills a new tensor on the CPU, into which no meta tensor fits.
+    """
+    try:
+        from bitsandbytes.nn import Params4bit
+    except ImportError:
+        yield
+        return
+    original = Params4bit.__deepcopy__
+    Params4bit.__deepcopy__ = _copy_4bit
+    try:
+        yield
+    finally:
+        Params4bit.__deepcopy__ = original
+
+
+def _copy_4bit(weight: Any, memo: Any) -> Any:
+    fields = weight.__getstate__()
+    fields["quant_state"] = copy.deepcopy(fields["quant_state"])
+    data = copy.deepcopy(fields.pop("data"))
+    return type(weight)(data, **fields)
 
 
 def _get_paged(*shape: int, dtype: Any = torch.float32, device: Any = None) -> Any:

@@ -17,6 +17,7 @@ from profiler import build, loops, tensors
 from profiler.generation import Generation
 from profiler.trace import cache_growth
 from profiler.trace.autocast import replaced_functions
+from profiler.trace.bitsandbytes_paths import copied_weights
 from profiler.trace.cuda_paths import as_on_cuda
 from profiler.trace.modules import Modules
 from profiler.trace.recorder import Recorder
@@ -102,7 +103,8 @@ def _record(
     """Return the timeline, the parameter counts, and what was assumed of this model."""
     timeline = Timeline()
     # Before torch's functions are replaced: some models compile their own when imported.
-    model = build.build_model(case, "meta")
+    with copied_weights():
+        model = build.build_model(case, "meta")
     with contextlib.ExitStack() as stack:
         stack.enter_context(as_on_cuda())
         if case.mixed_precision is not None:
