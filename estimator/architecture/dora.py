@@ -1,0 +1,123 @@
+"""Formulas of DoRA: an adapter whose sum with the weight is scaled, row by row, to a learned norm.
+
+Every pass makes the weight that the adapter adds up to, from an identity matrix, and takes the
+norms of its rows; only the norms live on.
+
+Source: peft/tuners/lora/dora.py (`DoraLinearLayer.forward`), variants.py (`DoraLinearVariant`).
+"""
+
+from __future__ import annotations
+
+from estimator.architecture.context import Context
+from estimator.architecture.parts import adapter, add, cast, dropout, multiply, parameter, scale
+from estimator.architecture.quantized import BLOCK_4BIT
+from estimator.architecture.tape import PASS, Tape, Tensor
+from estimator.spec import Linear
+from estimator.units import ceil_div
+
+
+def dora_sum(
+    tape: Tape, x: Tensor, result: Tensor, spec: Linear, ctx: Context, viewed: bool
+) -> Tensor:
+    """Return the base's result plus what DoRA adds to it.
+
+    Args:
+        x: the adapter's input [rows, in], in its dtype; borrowed.
+        result: the base's [rows, out]; consumed.
+        viewed: as for `parts.linear`.
+    """
+    assert ctx.lora is not None
+    rows = x.count // spec.inputs
+    drops = ctx.lora.lora_dropout > 0 and ctx.training
+    read = dropout(tape, x, ctx.lora.lora_dropout, ctx)
+    first = len(tape.nodes)
+    eye = tape.new(spec.inputs**2, ctx.adapter_width, component="temporaries")
+    down = adapter(tape, eye, spec.inputs, spec.inputs, ctx.lora.r, ctx)
+    tape.drop(eye)
+    up = adapter(tape, down, spec.inputs, ctx.lora.r, spec.outputs, ctx)
+    tape.drop(down)
+    added = cast(tape, up, x.width)
+    tape.drop(up)
+    last = len(tape.nodes)
+    weight = _whole_weight(tape, spec, ctx, x.width)
+    norms = _row_norms(tape, added, weight, spec)
+    magnitude = parameter(spec.outputs, ctx.adapter_width, ctx.training)
+    factor = tape.op(spec.outputs, ctx.adapter_width, (magnitude,), (norms,))
+    low = adapter(tape, read, rows, spec.inputs, ctx.lora.r, ctx, viewed)
+    learned = adapter(tape, low, rows, ctx.lora.r, spec.outputs, ctx, viewed)
+    tape.drop(low)
+    base = _base_result(tape, read, result, weight, spec, drops, viewed)
+    extra = _scaled_parts(tape, factor, base, learned)
+    tape.abandon(first, last)
+    tape.drop(added, weight, norms, factor, learned, base, read)
+    total = add(tape, result, extra)
+    tape.drop(result, extra)
+    return total
+
+
+def _whole_weight(tape: Tape, spec: Linear, ctx: Context, width: int) -> Tensor:
+    """The base's weight [out, in] in `width` bytes an element, dequantized where it must be.
+
+    Source: peft/utils/integrations.py, `dequantize_module_weight`; bitsandbytes/functional.py.
+    """
+    count = spec.weight_count
+    if ctx.quantization is None:
+        return cast(tape, Tensor(count, ctx.width, False, None), width)
+    if ctx.quantization == "int8":
+        product = tape.new(count, 4)
+        weight = scale(tape, product)
+        tape.drop(product)
+    else:
+        scales = tape.new(ceil_div(count, BLOCK_4BIT), 4) if ctx.double_quantization else None
+        weight = tape.new(count, ctx.compute_width)
+        tape.drop(scales)
+    out = cast(tape, weight, width)
+    tape.drop(weight)
+    return out
+
+
+def _row_norms(tape: Tape, added: Tensor, weight: Tensor, spec: Linear) -> Tensor:
+    """|W + scaling * BA| of each row [out]: nothing of it requires grad."""
+    constant = Tensor(added.count, added.width, False, added.storage)
+    scaled = scale(tape, constant)
+    both = tape.op(scaled.count, max(scaled.width, weight.width))
+    tape.drop(scaled)
+    norms = tape.op(spec.outputs, both.width)
+    tape.drop(both)
+    return norms
+
+
+def _base_result(
+    tape: Tape, x: Tensor, result: Tensor, weight: Tensor, spec: Linear, drops: bool, viewed: bool
+) -> Tensor:
+    """The base's result without its bias; computed anew from the input that dropout changed."""
+    if drops:
+        rows = x.count // spec.inputs
+        return tape.op(rows * spec.outputs, x.width, (x,), (weight,), viewed=viewed)
+    if spec.bias:
+        return tape.op(result.count, result.width, (result,), grads=(PASS,))
+    return tape.alias(result)
+
+
+def _scaled_parts(tape: Tape, factor: Tensor, base: Tensor, learned: Tensor) -> Tensor:
+    """(factor - 1) * base + factor * learned * scaling, with factors [1, out] for all rows."""
+    less_one = tape.op(factor.count, factor.width, (factor,), grads=(PASS,))
+    first = _rows_multiplied(tape, less_one, base)
+    tape.drop(less_one)
+    second = _rows_multiplied(tape, factor, learned)
+    scaled = scale(tape, second)
+    tape.drop(second)
+    total = add(tape, first, scaled)
+    tape.drop(first, scaled)
+    return total
+
+
+def _rows_multiplied(tape: Tape, factor: Tensor, x: Tensor) -> Tensor:
+    """`factor * x`: the gradients of both are as large as the product before they are reduced."""
+    width = max(factor.width, x.width)
+    wide = tape.view(x, x.count, x.size if x.width < width else PASS)
+    repeated = tape.view(factor, x.count, factor.size)
+    wide.width = repeated.width = width
+    out = multiply(tape, repeated, wide)
+    tape.drop(wide, repeated)
+    return out
