@@ -102,6 +102,11 @@ class Run:
         if times > 1:
             self.play(item, times - 1)
 
+    def rename(self, old: str, new: str, allocated: int) -> None:
+        """So many bytes turn out to be something else."""
+        self.ledger[old] = self.ledger.get(old, 0) - allocated
+        self.ledger[new] = self.ledger.get(new, 0) + allocated
+
     def play(self, item: Pass, times: int = 1) -> None:
         """A block's pass runs so many times in a row: its peak from here, then what it leaves.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from estimator.allocator import expected_block
 from estimator.architecture import layer as blocks
 from estimator.architecture.context import AMP_WIDTH, Context, training_context
 from estimator.architecture.inventory import Held, Inventory, held, trainable, weights
@@ -103,10 +104,15 @@ def _forward_and_backward(
         leaves = probabilities(spec, layer, ctx) if ctx.checkpointing else Held()
         run.play_layers(kinds.passes[key].forward, len(stretch), returned, leaves)
         returned = leaves
+        if stretch.stop < len(kinds.order):
+            # Whether a layer's output is saved is for the next one to say.
+            saved = kinds.passes[kinds.order[stretch.stop]].keeps_input
+            moved = expected_block(hidden.size) * (saved - kinds.passes[key].keeps_input)
+            run.rename("temporaries", "activations", moved)
     head = Tape(accumulate=accumulates)
     x = block_input(spec.hidden_size, ctx, kinds.passes[kinds.order[-1]].out_grad)
     assert x.storage is not None
-    x.storage.saved = keeps
+    x.storage.saved = kinds.passes[kinds.order[-1]].keeps_input
     normed = blocks.final_norm(head, x, spec, ctx)
     head.drop(x)
     norm_events = head.take_events()

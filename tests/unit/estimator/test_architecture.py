@@ -277,3 +277,17 @@ def test_quantized_bases_are_smaller(quantization: str) -> None:
     share = {"int8": 0.5, "nf4": 0.29, "fp4": 0.29}[quantization]
     ratio = small.components.weights_bytes / plain.components.weights_bytes
     assert share <= ratio <= share + 0.05
+
+
+def test_what_the_second_layer_keeps_is_its_own() -> None:
+    # The first layer's input needs no gradient, so it keeps nothing of it; the second's does.
+    report = training(
+        {"hidden_size": 512},
+        method="lora",
+        dtype="float32",
+        lora={"target_modules": ["q_proj", "o_proj"]},
+        sequence_length=32,
+        optimizer="adamw_torch",
+    )
+    assert report.peak.phase == "optimizer_step"
+    assert report.components.activations_bytes == 0
