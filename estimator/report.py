@@ -12,6 +12,10 @@ from estimator.units import format_both, format_gb, format_gib
 
 SCHEMA_VERSION = 1
 
+NOT_ESTIMATED = "reserved and device bytes are not estimated"
+NO_INTERVAL = "no interval: there is no calibration for this kind of run"
+"""What an estimate assumes until a calibration adds to it (estimator/calibrated.py)."""
+
 COMPONENTS = (
     "weights",
     "gradients",

@@ -13,7 +13,7 @@ from estimator.config_source import ModelConfig, load_config
 from estimator.errors import UnsupportedError
 from estimator.families import parse_spec
 from estimator.gpus import workspace_bytes
-from estimator.report import MemoryReport, Parameters, Peak
+from estimator.report import NO_INTERVAL, NOT_ESTIMATED, MemoryReport, Parameters, Peak
 from estimator.spec import ModelSpec, Moe
 
 
@@ -129,6 +129,5 @@ def _assumptions(case: Case, config: ModelConfig) -> tuple[str, ...]:
         lines.append("generate: the last token's logits only, a cache that grows by concatenation")
     if case.attention == "sdpa":
         lines.append("sdpa chooses flash, memory-efficient or math as CUDA does before Hopper")
-    lines.append("reserved and device bytes are not estimated")
-    lines.append("no interval: none of this project's own measurements is there to rest one on")
+    lines += [NOT_ESTIMATED, NO_INTERVAL]
     return tuple(lines)

@@ -1,0 +1,1 @@
+"""Fits named coefficients to measured runs, and keeps what holds on families left out of it."""

@@ -1,0 +1,98 @@
+"""Measured runs to learn from: one run, its case, and the highest bytes of each counter.
+
+A run may have several counters (allocated, reserved, device); figures of one run are kept together.
+Traces are predictions and never evidence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from benchmarks.sides import read_side
+from estimator.case import Case
+from estimator.coefficients import run_kind
+from estimator.config_source import load_config
+from estimator.errors import GpumemError
+
+COUNTERS = ("allocated", "reserved", "device")
+
+PUBLISHED_WORDS = "measured and published by others"
+OWN_WORDS = "measured by this project's profiler"
+
+
+class EvidenceError(GpumemError):
+    """There is no evidence to calibrate on; the message names the way out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A measured run: ids of its figures, its case, peak bytes by counter.
+
+    `family` is the model's type in transformers (`llama`, `qwen3_moe`): what is left out together.
+    `measured_by` completes "N runs ...".
+    """
+
+    ids: tuple[str, ...]
+    case: Case
+    family: str
+    counters: dict[str, int]
+    measured_by: str
+
+    @property
+    def kind(self) -> str:
+        """The kind of run, as estimates are matched."""
+        return run_kind(self.case)
+
+
+def family_of(case: Case) -> str:
+    """Return the family of a case's model: its model type in transformers.
+
+    Raises:
+        ModelError: when the configuration cannot be read.
+    """
+    model = case.model if isinstance(case.model, str) else json.dumps(case.model, sort_keys=True)
+    return _family(model, isinstance(case.model, str))
+
+
+@cache
+def _family(model: str, named: bool) -> str:
+    return load_config(model if named else json.loads(model)).model_type
+
+
+def measured_runs(folder: Path) -> tuple[Run, ...]:
+    """Return the runs of a folder of records that were measured and finished without a flag.
+
+    Raises:
+        RecordError: when there is no such folder.
+    """
+    runs = []
+    for entry in read_side(str(folder)).cases.values():
+        record = entry.record
+        if record.source != "cuda" or record.status != "ok" or record.peak is None or entry.flags:
+            continue
+        sizes = {name: getattr(record.peak, f"{name}_bytes") for name in COUNTERS}
+        counters = {name: size for name, size in sizes.items() if size}
+        run = Run((record.record_id,), entry.case, family_of(entry.case), counters, OWN_WORDS)
+        runs.append(run)
+    return tuple(runs)
+
+
+def evidence_hash(runs: Iterable[Run]) -> str:
+    """Return a hash of all figures and cases, 16 hex digits, whatever their order."""
+    rows = sorted(json.dumps(_plain(run), sort_keys=True) for run in runs)
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
+
+
+def _plain(run: Run) -> dict[str, Any]:
+    return {"ids": list(run.ids), "case": run.case.to_dict(), "counters": run.counters}
+
+
+def described(runs: Sequence[Run]) -> str:
+    """Return by whom runs were measured, to complete "N runs ..."."""
+    return " and ".join(sorted({run.measured_by for run in runs}))

@@ -1,0 +1,187 @@
+"""Gives an estimate what a calibration knows: an interval, reserved bytes, a bound for the device.
+
+Without a calibration that has evidence for the kind of run, the estimate stays as it is. How the
+coefficients were fitted, and what was refused, is in docs/calibration.md.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from estimator.case import Case
+from estimator.coefficients import ANY_GPU, Calibration, Fit, IntervalRule, run_kind
+from estimator.gpus import find_gpu
+from estimator.report import (
+    NO_INTERVAL,
+    NOT_ESTIMATED,
+    Components,
+    Interval,
+    MemoryReport,
+    Peak,
+    Phase,
+)
+from estimator.units import format_gib
+
+
+def calibrated(report: MemoryReport, case: Case, calibration: Calibration) -> MemoryReport:
+    """Return the estimate of a case with what a calibration adds to it.
+
+    `interval` is around peak allocated bytes. `reserved_bytes` is a point; `device_bytes` is a
+    one-sided bound, for the allocator's cache depends on what ran before (docs/counters.md). Both
+    stay what they were where the calibration has nothing for the kind of run.
+    """
+    kind = run_kind(case)
+    lines = [line for line in report.assumptions if line not in (NO_INTERVAL, NOT_ESTIMATED)]
+    scratch = calibration.fit("scratch")
+    if scratch is not None:
+        report = _scaled(report, scratch)
+        lines.append(f"workspaces and temporaries: {_from(calibration, scratch)}")
+    interval = _interval(report, calibration, calibration.interval("allocated", kind))
+    reserved, reserved_line = _reserved(report, case, calibration)
+    device, device_line = _device(report, case, calibration, reserved)
+    if interval is None:
+        lines.append(f"no interval: calibration {calibration.name} has none for {kind}")
+    missing = [name for name, size in (("reserved", reserved), ("device", device)) if size is None]
+    if missing:
+        lines.append(f"{' and '.join(missing)} bytes are not estimated")
+    lines += [line for line in (reserved_line, device_line) if line]
+    return replace(
+        report,
+        peak=replace(report.peak, reserved_bytes=reserved, device_bytes=device),
+        interval=interval,
+        assumptions=tuple(lines),
+    )
+
+
+def moving_bytes(peak: Peak, components: Components) -> int:
+    """Return what comes and goes in a step at the peak: all but weights and optimizer states.
+
+    What stays leaves no cache behind; fragmentation grows with what is allocated and freed.
+    """
+    static = components.weights_bytes + components.optimizer_states_bytes
+    return max(0, peak.allocated_bytes - static)
+
+
+def predicted_reserved(fit: Fit, case: Case, report: MemoryReport) -> int | None:
+    """Return reserved bytes by a fit of fragmentation, None where it does not suit the report.
+
+    `fragmentation_TASK` is the share of the moving bytes above allocated; `correction_TASK` above
+    the reserved bytes that the formulas gave themselves.
+    """
+    values, own = fit.values(), report.peak.reserved_bytes
+    moving = moving_bytes(report.peak, report.components)
+    if own is None:
+        share, base = values.get(f"fragmentation_{case.task}"), report.peak.allocated_bytes
+    else:
+        share, base = values.get(f"correction_{case.task}"), own
+    return None if share is None else max(report.peak.allocated_bytes, base + _round(share, moving))
+
+
+def predicted_device(fit: Fit, case: Case, report: MemoryReport) -> int | None:
+    """Return device bytes by a fit: allocated, `cache_TASK` of the moving bytes, and the context.
+
+    On a card that holds the run at all, device bytes end at its memory: the allocator then gives
+    its cache back.
+    """
+    values = fit.values()
+    share = values.get(f"cache_{case.task}")
+    context = values.get(f"context_{case.gpu}", values.get(f"context_{ANY_GPU}"))
+    if share is None or context is None:
+        return None
+    moving = moving_bytes(report.peak, report.components)
+    return report.peak.allocated_bytes + _round(share, moving) + round(context)
+
+
+def capped(size_bytes: int, allocated_bytes: int, gpu: str | None) -> int:
+    """Return device bytes that the card can show: at most its memory, if the run fits on it."""
+    if gpu is None:
+        return size_bytes
+    memory = find_gpu(gpu).memory_bytes
+    return min(size_bytes, memory) if allocated_bytes < memory else size_bytes
+
+
+def _round(share: float, size: int) -> int:
+    return math.ceil(share * size)
+
+
+def _interval(
+    report: MemoryReport, calibration: Calibration, rule: IntervalRule | None
+) -> Interval | None:
+    if rule is None or rule.low_ratio is None or rule.high_ratio is None:
+        return None
+    allocated = report.peak.allocated_bytes
+    return Interval(
+        low_bytes=math.floor(rule.low_ratio * allocated),
+        high_bytes=math.ceil(rule.high_ratio * allocated),
+        level=rule.level,
+        basis=f"calibration {calibration.name}: {rule.runs} runs {calibration.evidence}, "
+        f"{len(rule.families)} model families, each left out in turn; "
+        f"held {100 * (rule.coverage or 0):.0f} % of them",
+    )
+
+
+def _reserved(
+    report: MemoryReport, case: Case, calibration: Calibration
+) -> tuple[int | None, str | None]:
+    own = report.peak.reserved_bytes
+    fit = calibration.fit("fragmentation")
+    rule = calibration.interval("reserved", run_kind(case))
+    if fit is None or rule is None or rule.low_ratio is None or rule.high_ratio is None:
+        return own, None
+    size = predicted_reserved(fit, case, report)
+    if size is None:
+        return own, None
+    low, high = math.floor(rule.low_ratio * size), math.ceil(rule.high_ratio * size)
+    return size, (
+        f"reserved bytes: {_from(calibration, fit)}; "
+        f"{rule.level:.0%} interval {format_gib(low)} to {format_gib(high)}"
+    )
+
+
+def _device(
+    report: MemoryReport, case: Case, calibration: Calibration, reserved: int | None
+) -> tuple[int | None, str | None]:
+    own = report.peak.device_bytes
+    fit = calibration.fit("device")
+    rule = calibration.interval("device", run_kind(case))
+    if fit is None or rule is None or rule.high_ratio is None:
+        return own, None
+    point = predicted_device(fit, case, report)
+    if point is None:
+        return own, None
+    allocated = report.peak.allocated_bytes
+    bound = max(math.ceil(rule.high_ratio * point), reserved or 0, allocated)
+    return capped(bound, allocated, case.gpu), (
+        f"device bytes are a bound: {rule.level:.0%} of runs like it stay below "
+        f"({rule.runs} runs {calibration.evidence}); typical is {format_gib(point)}"
+    )
+
+
+def _scaled(report: MemoryReport, fit: Fit) -> MemoryReport:
+    """Return a report whose workspaces and temporaries are multiplied by fitted factors."""
+    values, parts = fit.values(), report.components
+    workspace = round(values["workspace_scale"] * parts.workspace_bytes)
+    temporaries = round(values["temporaries_scale"] * parts.temporaries_bytes)
+    more = workspace + temporaries - parts.workspace_bytes - parts.temporaries_bytes
+    peak = report.peak
+    allocated = peak.allocated_bytes + more
+    requested = None if peak.requested_bytes is None else min(peak.requested_bytes, allocated)
+    return replace(
+        report,
+        peak=replace(peak, allocated_bytes=allocated, requested_bytes=requested),
+        components=replace(parts, workspace_bytes=workspace, temporaries_bytes=temporaries),
+        phases=tuple(
+            Phase(phase.name, allocated, min(allocated, phase.end_allocated_bytes))
+            if phase.name == peak.phase
+            else phase
+            for phase in report.phases
+        ),
+    )
+
+
+def _from(calibration: Calibration, fit: Fit) -> str:
+    return (
+        f"calibration {calibration.name}, fitted to {fit.runs} runs {calibration.evidence} "
+        f"({len(fit.families)} model families)"
+    )
