@@ -19,6 +19,7 @@ VERBS = {
     "profile": "What a run does need, measured on this machine's GPU.",
     "run": "Run a suite of cases; resumable.",
     "compare": "Compare estimates and records, or records and records.",
+    "calibrate": "Fit coefficients and intervals to measured runs.",
     "suites": "List the suites and their cases.",
     "models": "List the model catalogue.",
     "gpus": "List the cards and the memory they really have.",

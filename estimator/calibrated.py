@@ -9,8 +9,16 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from estimator.article import ArticleCoefficients, estimate_article
 from estimator.case import Case
-from estimator.coefficients import ANY_GPU, Calibration, Fit, IntervalRule, run_kind
+from estimator.coefficients import (
+    ANY_GPU,
+    Calibration,
+    CalibrationError,
+    Fit,
+    IntervalRule,
+    run_kind,
+)
 from estimator.gpus import find_gpu
 from estimator.report import (
     NO_INTERVAL,
@@ -52,6 +60,23 @@ def calibrated(report: MemoryReport, case: Case, calibration: Calibration) -> Me
         interval=interval,
         assumptions=tuple(lines),
     )
+
+
+def calibrated_article(case: Case, calibration: Calibration) -> MemoryReport:
+    """Answer a case by the article's formulas with fitted constants.
+
+    Raises:
+        CalibrationError: the calibration has no fit of them that was accepted.
+        GpumemError: as `estimator.article.estimate_article`.
+    """
+    fit = calibration.fit("article")
+    if fit is None:
+        raise CalibrationError(
+            f"calibration {calibration.name} has no fit of the article's constants that held on "
+            "left-out families: leave out --calibration"
+        )
+    report = estimate_article(case, ArticleCoefficients(**fit.values()))
+    return report.with_assumptions(f"the article's constants: {_from(calibration, fit)}")
 
 
 def moving_bytes(peak: Peak, components: Components) -> int:

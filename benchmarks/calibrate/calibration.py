@@ -27,6 +27,7 @@ from benchmarks.calibrate.left_out import (
     nominal_predictions,
     verdict,
 )
+from benchmarks.store import write_whole
 from estimator.coefficients import Calibration, Coefficient, Errors, Fit, IntervalRule
 from profiler.provenance import code_version
 
@@ -82,7 +83,7 @@ def store(calibration: Calibration, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{calibration.name}.json"
     text = json.dumps(calibration.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    write_whole(path, text + "\n")
     return path
 
 
@@ -156,13 +157,12 @@ def _without_evidence(model: Model) -> Fit:
 def _rules(model: Model, predicted: Array) -> list[IntervalRule]:
     """Return a rule for every kind of run that the equations know.
 
-    A kind with too little evidence of its own takes the interval of all runs of its task, if it is
-    among them at least `MIN_KIND_RUNS` times.
+    A kind with too little evidence of its own takes the interval of all runs of its task, or else
+    of all runs, if it is among them at least `MIN_KIND_RUNS` times.
     """
     import numpy as np
 
     one_sided = model.counter == "device"
-    level = ONE_SIDED_LEVEL if one_sided else TWO_SIDED_LEVEL
     fit = upper_bound if one_sided else two_sided
     kinds = np.array([item.run.run.kind for item in model.equations])
     tasks = np.array([item.run.run.case.task for item in model.equations])
@@ -171,27 +171,28 @@ def _rules(model: Model, predicted: Array) -> list[IntervalRule]:
     rules = []
     for kind in sorted(set(kinds.tolist())):
         own = kinds == kind
-        chosen, words = own, f"runs of this kind ({kind})"
-        found = fit(ratios[own], families[own].tolist())
-        if isinstance(found, Refusal) and own.sum() >= MIN_KIND_RUNS:
-            task = kind.split(" ")[0]
-            among = tasks == task
-            pooled = fit(ratios[among], families[among].tolist())
-            if isinstance(pooled, Ratios):
-                chosen, found = among, pooled
-                words = f"all runs of {task}, {int(own.sum())} of them of this kind ({kind})"
-        names = tuple(sorted(set(families[chosen].tolist())))
+        count = int(own.sum())
+        task = kind.split(" ")[0]
+        pools = [(own, f"runs of this kind ({kind})")]
+        if count >= MIN_KIND_RUNS:
+            among = f"{count} of them of this kind ({kind})"
+            pools.append((tasks == task, f"all runs of {task}, {among}"))
+            pools.append((np.ones(len(kinds), np.bool_), f"all runs, {among}"))
+        answers = [fit(ratios[pool], families[pool].tolist()) for pool, _ in pools]
+        place = next((i for i, one in enumerate(answers) if isinstance(one, Ratios)), 0)
+        found, (pool, words) = answers[place], pools[place]
+        ratio = found if isinstance(found, Ratios) else None
         rules.append(
             IntervalRule(
                 counter=model.counter,
                 kind=kind,
-                level=level,
-                low_ratio=_rounded(found.low) if isinstance(found, Ratios) and found.low else None,
-                high_ratio=_rounded(found.high) if isinstance(found, Ratios) else None,
-                coverage=_rounded(found.coverage) if isinstance(found, Ratios) else None,
-                runs=int(chosen.sum()),
-                families=names,
-                reason=words if isinstance(found, Ratios) else f"refused: {found.reason}",
+                level=ONE_SIDED_LEVEL if one_sided else TWO_SIDED_LEVEL,
+                low_ratio=_rounded(ratio.low) if ratio and ratio.low else None,
+                high_ratio=_rounded(ratio.high) if ratio else None,
+                coverage=_rounded(ratio.coverage) if ratio else None,
+                runs=int(pool.sum()),
+                families=tuple(sorted(set(families[pool].tolist()))),
+                reason=f"refused: {found.reason}" if isinstance(found, Refusal) else words,
             )
         )
     return rules

@@ -1,7 +1,7 @@
 """Measured runs to learn from: one run, its case, and the highest bytes of each counter.
 
 A run may have several counters (allocated, reserved, device); figures of one run are kept together.
-Traces are predictions and never evidence.
+Traces are predictions and never evidence; what `benchmarks.holdout` holds out is left to judge by.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from benchmarks.evidence.rows import published_measurements
+from benchmarks.holdout import is_held_out
 from benchmarks.sides import read_side
 from estimator.case import Case
 from estimator.coefficients import run_kind
@@ -21,6 +23,9 @@ from estimator.config_source import load_config
 from estimator.errors import GpumemError
 
 COUNTERS = ("allocated", "reserved", "device")
+
+PUBLISHED_TIERS = ("A", "B")
+"""What is rounded or unclear (tier C) is no evidence for fits."""
 
 PUBLISHED_WORDS = "measured and published by others"
 OWN_WORDS = "measured by this project's profiler"
@@ -76,10 +81,37 @@ def measured_runs(folder: Path) -> tuple[Run, ...]:
         record = entry.record
         if record.source != "cuda" or record.status != "ok" or record.peak is None or entry.flags:
             continue
+        if is_held_out(entry.case):
+            continue
         sizes = {name: getattr(record.peak, f"{name}_bytes") for name in COUNTERS}
         counters = {name: size for name, size in sizes.items() if size}
         run = Run((record.record_id,), entry.case, family_of(entry.case), counters, OWN_WORDS)
         runs.append(run)
+    return tuple(runs)
+
+
+def published_runs() -> tuple[Run, ...]:
+    """Return the published runs with a peak of known counter, tiers A and B; equal cases apart.
+
+    A run's rows stand one after another, each with another counter.
+    """
+    runs: list[Run] = []
+    last: tuple[str, ...] = ()
+    for row in published_measurements():
+        case, counter, size = row.case, row.counter, row.size_bytes
+        if row.outcome != "ok" or row.instant != "peak" or row.tier not in PUBLISHED_TIERS:
+            continue
+        if case is None or counter not in COUNTERS or not size or is_held_out(case):
+            continue
+        key = (row.source, row.method, row.framework, case.case_id)
+        if key == last and counter not in runs[-1].counters:
+            known = runs.pop()
+            ids, counters = (*known.ids, row.row_id), {**known.counters, counter: size}
+            runs.append(replace(known, ids=ids, counters=counters))
+        else:
+            counters = {counter: size}
+            runs.append(Run((row.row_id,), case, family_of(case), counters, PUBLISHED_WORDS))
+        last = key
     return tuple(runs)
 
 
@@ -94,5 +126,7 @@ def _plain(run: Run) -> dict[str, Any]:
 
 
 def described(runs: Sequence[Run]) -> str:
-    """Return by whom runs were measured, to complete "N runs ..."."""
-    return " and ".join(sorted({run.measured_by for run in runs}))
+    """Return by whom runs were measured, and on which older stacks, to complete "N runs ..."."""
+    words = " and ".join(sorted({run.measured_by for run in runs}))
+    stacks = sorted({run.case.stack for run in runs if run.case.stack is not None})
+    return f"{words} (stacks {', '.join(stacks)})" if stacks else words

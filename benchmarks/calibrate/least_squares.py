@@ -30,6 +30,9 @@ SOFT_SCALE = 0.02
 
 RESAMPLES = 200
 
+_INSIDE = 1e-3
+_TOLERANCE = 1e-10
+
 
 @dataclass(frozen=True, slots=True)
 class Term:
@@ -97,7 +100,7 @@ def need_scipy() -> None:
 def fit_point(system: System, terms: Sequence[Term]) -> Array:
     """Return the fitted values, [terms]; a term without a feature in any run stays nominal."""
     import numpy as np
-    from scipy.optimize import least_squares
+    from scipy.optimize import least_squares, lsq_linear
 
     values = np.array([term.nominal for term in terms], np.float64)
     known = informed(system)
@@ -111,16 +114,19 @@ def fit_point(system: System, terms: Sequence[Term]) -> Array:
     # Columns of one size: coefficients are bytes, shares and factors, by ten powers apart.
     scale = np.sqrt((relative**2).mean(axis=0))
     scaled = relative / scale
-    start = np.clip(values[known], least, most) * scale
+    low, high = least * scale, most * scale
+    start = lsq_linear(scaled, target, bounds=(low, high), method="bvls").x
     found = least_squares(
         lambda x: scaled @ x - target,
-        np.clip(start, least * scale, most * scale),
+        # Not at a bound: the method stays inside, and a start there makes its first steps tiny.
+        np.clip(start, low + _INSIDE * (high - low), high - _INSIDE * (high - low)),
         jac=lambda _: scaled,
-        bounds=(least * scale, most * scale),
+        bounds=(low, high),
         loss="soft_l1",
         f_scale=SOFT_SCALE,
-        x_scale=1.0,
-        method="trf",
+        ftol=_TOLERANCE,
+        xtol=_TOLERANCE,
+        gtol=_TOLERANCE,
     )
     values[known] = np.clip(found.x / scale, least, most)
     return values

@@ -1,0 +1,131 @@
+"""A calibration as text for a terminal of 80 columns, and as Markdown."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+
+from estimator.coefficients import Calibration, Coefficient, Errors, IntervalRule
+from estimator.units import MIB
+
+WIDTH = 80
+
+
+def text_lines(
+    calibration: Calibration, unanswered: Sequence[tuple[str, int]] = ()
+) -> Iterator[str]:
+    """Yield the lines for a terminal.
+
+    Args:
+        unanswered: why runs have no estimate, and how many have none for it.
+    """
+    yield from _wrapped(
+        f"calibration {calibration.name}: runs {calibration.evidence}, "
+        f"hash {calibration.evidence_hash}, code {calibration.code_version}"
+    )
+    for fit in calibration.fits:
+        yield ""
+        yield f"{fit.name}: {fit.counter} bytes, {fit.formulas} formulas"
+        yield from _wrapped(f"{'used' if fit.accepted else 'not used'}: {fit.reason}", "  ")
+        families = f", families {', '.join(fit.families)}" if fit.families else ""
+        yield from _wrapped(f"{fit.runs} runs{families}", "  ")
+        for item in fit.coefficients:
+            yield f"  {item.name:<28}{_value(item):>14}  {_interval(item):<26}"[:WIDTH].rstrip()
+    yield ""
+    yield "intervals: measured / predicted, and the share held of left-out families"
+    for rule in calibration.intervals:
+        yield from _wrapped(f"{rule.counter}, {rule.kind}: {_rule(rule)}", "  ")
+    if not calibration.intervals:
+        yield "  none"
+    if unanswered:
+        yield ""
+        yield "runs without an estimate"
+        for reason, count in unanswered:
+            yield from _wrapped(f"{count} x {reason}", "  ")
+
+
+def markdown_lines(calibration: Calibration) -> Iterator[str]:
+    """Yield the calibration as Markdown tables: fits, coefficients, intervals."""
+    yield "| fit | counter | runs | families | median before, after | 95th before, after | used |"
+    yield "|---|---|---|---|---|---|---|"
+    for fit in calibration.fits:
+        yield (
+            f"| {fit.name} | {fit.counter} | {fit.runs} | {_names(fit.families)} "
+            f"| {_both(fit.before, fit.after, 'median')} | {_both(fit.before, fit.after, 'p95')} "
+            f"| {'yes' if fit.accepted else fit.reason} |"
+        )
+    yield ""
+    yield "| coefficient | unit | without | fitted | interval | bounds | runs | used |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for fit in calibration.fits:
+        for item in fit.coefficients:
+            yield (
+                f"| `{item.name}` | {_unit(item)} | {_number(item, item.nominal)} "
+                f"| {_number(item, item.value) if item.runs else '-'} | {_interval(item)} "
+                f"| {_number(item, item.least)} to {_number(item, item.most)} | {item.runs} "
+                f"| {'yes' if fit.accepted and item.runs else 'no'} |"
+            )
+    yield ""
+    yield "| counter | kind of run | interval | runs | families |"
+    yield "|---|---|---|---|---|"
+    for rule in calibration.intervals:
+        yield (
+            f"| {rule.counter} | {rule.kind} | {_rule(rule)} | {rule.runs} "
+            f"| {_names(rule.families)} |"
+        )
+
+
+def _rule(rule: IntervalRule) -> str:
+    if rule.high_ratio is None or rule.coverage is None:
+        return rule.reason
+    low = "up to" if rule.low_ratio is None else f"x {rule.low_ratio:.4g} to"
+    return (
+        f"{low} x {rule.high_ratio:.4g} at {rule.level:.0%}, held {rule.coverage:.1%}; "
+        f"{rule.reason}"
+    )
+
+
+def _value(item: Coefficient) -> str:
+    return (
+        f"{_number(item, item.value)} {_unit(item)}"
+        if _is_bytes(item)
+        else _number(item, item.value)
+    )
+
+
+def _interval(item: Coefficient) -> str:
+    if item.low is None or item.high is None:
+        return "no run tells"
+    return f"{_number(item, item.low)} to {_number(item, item.high)}"
+
+
+def _is_bytes(item: Coefficient) -> bool:
+    return item.unit == "B"
+
+
+def _unit(item: Coefficient) -> str:
+    return "MiB" if _is_bytes(item) else item.unit
+
+
+def _number(item: Coefficient, value: float) -> str:
+    return f"{value / MIB:.0f}" if _is_bytes(item) else f"{value:.4g}"
+
+
+def _both(before: Errors | None, after: Errors | None, name: str) -> str:
+    shares = [None if one is None else getattr(one, name) for one in (before, after)]
+    return ", ".join("-" if share is None else f"{100 * share:.3g} %" for share in shares)
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(names) or "-"
+
+
+def _wrapped(text: str, indent: str = "") -> list[str]:
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent + "  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
