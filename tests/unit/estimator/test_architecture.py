@@ -282,10 +282,10 @@ def test_quantized_bases_are_smaller(quantization: str) -> None:
 def test_what_the_second_layer_keeps_is_its_own() -> None:
     # The first layer's input needs no gradient, so it keeps nothing of it; the second's does.
     report = training(
-        {"hidden_size": 512},
+        {"hidden_size": 512, "head_dim": 256},
         method="lora",
         dtype="float32",
-        lora={"target_modules": ["q_proj", "o_proj"]},
+        lora={"r": 256, "target_modules": ["q_proj", "o_proj"]},
         sequence_length=32,
         optimizer="adamw_torch",
     )
