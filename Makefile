@@ -6,10 +6,12 @@ STAMP := $(VENV)/.installed
 EXTRAS := profile,report,calibrate,web,dev
 OUT ?= out
 
-.PHONY: help run test lint types layers check clean
+.PHONY: help run track baseline test lint types layers check clean
 
 help:
 	@echo "make run    smoke suite: measured on a CUDA GPU, else traced; compared; HTML report in $(OUT)/"
+	@echo "make track  the smoke suite, traced, against the baseline under version control"
+	@echo "make baseline  takes the present figures over as that baseline"
 	@echo "make test   every test that needs no GPU"
 	@echo "make check  lint, types and layer contracts"
 
@@ -23,6 +25,15 @@ $(STAMP): pyproject.toml constraints.txt
 run: $(STAMP)
 	$(BIN)/gpumem run smoke --source auto -o $(OUT)/smoke
 	$(BIN)/gpumem compare estimates $(OUT)/smoke --report $(OUT)/smoke.html
+
+# Traced, whatever the machine: the baseline is a trace, and a trace is the same everywhere.
+track: $(STAMP)
+	$(BIN)/gpumem run smoke --source trace -o $(OUT)/smoke
+	$(BIN)/gpumem compare --baseline smoke $(OUT)/smoke
+
+baseline: $(STAMP)
+	$(BIN)/gpumem run smoke --source trace -o $(OUT)/smoke
+	$(BIN)/gpumem baseline save smoke $(OUT)/smoke --replace
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m "not gpu"

@@ -20,6 +20,8 @@ VERBS = {
     "run": "Run a suite of cases; resumable.",
     "compare": "Compare estimates and records, or records and records.",
     "calibrate": "Fit coefficients and intervals to measured runs.",
+    "baseline": "Keep records under a name, to compare with later.",
+    "history": "Cases over versions of libraries and drivers.",
     "suites": "List the suites and their cases.",
     "models": "List the model catalogue.",
     "gpus": "List the cards and the memory they really have.",

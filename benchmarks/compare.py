@@ -28,6 +28,9 @@ COUNTERS = ("peak_requested", "peak_allocated", "peak_reserved")
 WORDS = {"trace": "traced", "cuda": "measured"}
 """What people are told: a trace is a simulation and is never called measured."""
 
+_MACHINE = ("gpu", "allocator", "cublas_workspace")
+"""What must be equal even where library versions may differ."""
+
 Estimator = Callable[[Case, str], MemoryReport]
 
 
@@ -138,10 +141,23 @@ def compare_estimates(
     )
 
 
-def compare_records(base: Side, new: Side, across_environments: bool = False) -> Comparison:
+def compare_records(
+    base: Side,
+    new: Side,
+    across_environments: bool = False,
+    *,
+    across_versions: bool = False,
+    whole: bool = False,
+) -> Comparison:
     """Hold the records of NEW against those of BASE.
 
     A case that both sides have from one source is compared within that source.
+
+    Args:
+        across_environments: compare records whatever they were made with.
+        across_versions: compare records of other library, driver and tracer versions, as a
+            baseline is there for; source, GPU and allocator settings must be equal all the same.
+        whole: a case that BASE has and NEW has not counts as failed.
 
     Raises:
         CompareError: when pairs come from different environments and that was not asked for.
@@ -150,8 +166,9 @@ def compare_records(base: Side, new: Side, across_environments: bool = False) ->
     left_out: list[LeftOut] = []
     pairs, lonely = _pair(base, new)
     unequal = [pair for pair in pairs if pair[0].environment_id != pair[1].environment_id]
-    if unequal and not across_environments:
-        raise CompareError(_explain_environments(unequal))
+    refused = [pair for pair in unequal if not (across_versions and _same_machine(*pair))]
+    if refused and not across_environments:
+        raise CompareError(_explain_environments(refused))
     for ours, theirs in pairs:
         label = ours.case.label
         reference = _usable(ours, label, left_out, base.name)
@@ -162,10 +179,17 @@ def compare_records(base: Side, new: Side, across_environments: bool = False) ->
             continue
         flags = (*(f"base: {flag}" for flag in ours.flags), *(f"new: {f}" for f in theirs.flags))
         rows.append(Row(ours.case_id, label, reference, {"new": answer}, flags))
-    left_out += [LeftOut(entry.case.label, f"only in {name}") for entry, name in lonely]
+    left_out += [
+        LeftOut(entry.case.label, f"only in {name}", whole and name == base.name)
+        for entry, name in lonely
+    ]
     notes = [*base.notes(), *new.notes()]
     if unequal:
-        notes.append(f"across environments: {_differences(*unequal[0])}")
+        kinds = {
+            (ours.environment_id, theirs.environment_id): (ours, theirs) for ours, theirs in unequal
+        }
+        found = dict.fromkeys(_differences(*pair) for pair in kinds.values())
+        notes += [f"across environments: {differences}" for differences in found]
     return Comparison(
         kind="records",
         base=base.name,
@@ -230,6 +254,14 @@ def _several_sources(side: Side) -> Iterable[str]:
         yield f"{side.name} holds records that were {' and '.join(WORDS[s] for s in sources)}"
 
 
+def _same_machine(ours: SideCase, theirs: SideCase) -> bool:
+    """Whether two records differ in versions at most."""
+    first, second = ours.record.environment, theirs.record.environment
+    if first is None or second is None or ours.record.source != theirs.record.source:
+        return False
+    return all(getattr(first, name) == getattr(second, name) for name in _MACHINE)
+
+
 def _explain_environments(unequal: list[tuple[SideCase, SideCase]]) -> str:
     return (
         f"{len(unequal)} pairs of records come from different environments "
@@ -244,7 +276,7 @@ def _differences(ours: SideCase, theirs: SideCase) -> str:
     first, second = ours.record.environment, theirs.record.environment
     if first is None or second is None:
         return "one does not say which"
-    names = ("gpu", "cuda", *LIBRARIES, "allocator", "cublas_workspace")
+    names = ("gpu", "driver", "cuda", *LIBRARIES, "allocator", "cublas_workspace", "tracer")
     found = [
         f"{name} {getattr(first, name) or 'none'} and {getattr(second, name) or 'none'}"
         for name in names

@@ -96,7 +96,8 @@ def _page(comparison: Comparison, offenders: Sequence[Offender]) -> dict[str, An
         "bars": [(row, tuple(_bars(row, comparison.kind))) for row in comparison.rows],
         "components": [name for name in COMPONENTS if _is_used(comparison, name)],
         "sections": list(sections(comparison)),
-        "offenders": offenders,
+        "offenders": [one for one in offenders if one.fails],
+        "drops": [one for one in offenders if not one.fails],
         "environments": [
             (key, [(name, getattr(env, name)) for name in _ENVIRONMENT_FIELDS])
             for key, env in comparison.environments.items()

@@ -57,7 +57,7 @@ class Side:
 
 
 def read_side(path: str) -> Side:
-    """Read the records of a folder, or the one of a file.
+    """Read the records of a folder, of a JSON Lines file, or the one of a file.
 
     Raises:
         RecordError: when there is nothing to read at `path`.

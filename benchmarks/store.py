@@ -186,7 +186,7 @@ def _parse_name(name: str) -> tuple[CaseKey, int] | None:
 
 
 def read_records(path: Path | str) -> Contents:
-    """Return the records of a folder, or the one of a file.
+    """Return the records of a folder, those of a JSON Lines file, or the one of a file.
 
     Raises:
         RecordError: when there is nothing to read at `path`, or the one file is no record.
@@ -196,6 +196,8 @@ def read_records(path: Path | str) -> Contents:
         return RecordStore(path).read()
     if not path.exists():
         raise RecordError(f"{str(path)!r} is neither a folder of records nor a record file")
+    if path.suffix == ".jsonl":
+        return _read_lines(path)
     contents = _read_all([path])
     if contents.problems:
         raise RecordError(str(contents.problems[0]))
@@ -272,6 +274,24 @@ def _collector_paused() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+def _read_lines(path: Path) -> Contents:
+    records: list[StoredRecord] = []
+    problems: list[Problem] = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise RecordError(f"{path}: the records are not UTF-8 text") from None
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read: {_reason(error)}") from None
+    with _collector_paused():
+        for number, line in enumerate(lines, start=1):
+            try:
+                records.append(StoredRecord(path, Record.from_json(line)))
+            except RecordError as error:
+                problems.append(Problem(path, f"line {number}: {error}"))
+    return Contents(tuple(records), tuple(problems))
 
 
 def _reason(error: OSError) -> str:

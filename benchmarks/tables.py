@@ -93,8 +93,12 @@ def sections(
         yield "files without a readable record", [str(one) for one in comparison.problems]
     if comparison.notes:
         yield "notes", list(comparison.notes)
-    if offenders:
-        yield "over the limits of --fail-on", [one.sentence for one in offenders]
+    drops = [one.sentence for one in offenders if not one.fails]
+    if drops:
+        yield "below the base, which fails nothing", drops
+    over = [one.sentence for one in offenders if one.fails]
+    if over:
+        yield "over the limits of --fail-on", over
 
 
 def markdown_lines(comparison: Comparison, offenders: Sequence[Offender] = ()) -> Iterator[str]:
@@ -151,6 +155,12 @@ def to_json(comparison: Comparison, offenders: Sequence[Offender] = ()) -> dict[
         "offenders": [
             {"label": one.label, "threshold": one.threshold, "message": one.sentence}
             for one in offenders
+            if one.fails
+        ],
+        "drops": [
+            {"label": one.label, "threshold": one.threshold, "message": one.sentence}
+            for one in offenders
+            if not one.fails
         ],
     }
 

@@ -7,8 +7,9 @@ counter takes the counter before it.
 
 from __future__ import annotations
 
+import itertools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from benchmarks.compare import COUNTERS, Comparison, Row, counter_bytes
@@ -46,6 +47,13 @@ class Threshold:
     share: Fraction | None = None
     size_bytes: Fraction | None = None
 
+    @property
+    def mirrored(self) -> Threshold:
+        """The same limit in the other direction, `+1%` for `-1%`."""
+        sign = {1: "-", -1: "+", 0: ""}[self.direction]
+        limit = self.text.removeprefix(f"{self.counter}:").lstrip("+-")
+        return replace(self, text=f"{self.counter}:{sign}{limit}", direction=-self.direction)
+
     def exceeded(self, base_bytes: int, new_bytes: int) -> bool:
         """Return whether the change from base to new is more than the limit allows."""
         change = new_bytes - base_bytes
@@ -57,11 +65,16 @@ class Threshold:
 
 @dataclass(frozen=True, slots=True)
 class Offender:
-    """A case that a threshold caught (or could not judge), in one sentence."""
+    """A case that a threshold caught (or could not judge), in one sentence.
+
+    `fails` is False for a drop: memory that was saved is shown, but fails no gate that did not
+    ask for it.
+    """
 
     label: str
     threshold: str
     sentence: str
+    fails: bool = True
 
 
 def parse_thresholds(text: str) -> tuple[Threshold, ...]:
@@ -126,6 +139,25 @@ def find_offenders(
             if sentence is not None:
                 offenders.append(Offender(row.label, threshold.text, sentence))
     return tuple(offenders)
+
+
+def find_drops(comparison: Comparison, thresholds: tuple[Threshold, ...]) -> tuple[Offender, ...]:
+    """Return, between records, what fell by more than a threshold lets it grow.
+
+    Counters whose fall a threshold judges itself (`-1%`, `1%`) are left to it.
+    """
+    if comparison.kind != "records":
+        return ()
+    judged = {threshold.counter for threshold in thresholds if threshold.direction < 1}
+    limits = [t.mirrored for t in thresholds if t.counter not in judged]
+    name = comparison.judged
+    drops = []
+    for row, threshold in itertools.product(comparison.rows, limits):
+        sizes = [counter_bytes(r, threshold.counter) for r in (row.reference, row.compared[name])]
+        sentence = None if None in sizes else _judge(row, name, threshold)
+        if sentence is not None:
+            drops.append(Offender(row.label, threshold.text, sentence, fails=False))
+    return tuple(drops)
 
 
 def _judge(row: Row, name: str, threshold: Threshold) -> str | None:

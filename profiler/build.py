@@ -15,7 +15,7 @@ from typing import Any
 
 from estimator.case import Case
 from estimator.config_source import load_config
-from estimator.errors import ModelError, UnsupportedError
+from estimator.errors import EnvironmentUnavailable, ModelError, UnsupportedError
 from estimator.families import parse_spec
 from estimator.stacks import STACKS
 from profiler import optimizers, quantize, stacks
@@ -45,12 +45,13 @@ def build_model(case: Case, device: Any, weights: str = "auto") -> Any:
     Raises:
         ModelError: transformers refuses the configuration.
         UnsupportedError: transformers knows no causal language model of the type.
+        EnvironmentUnavailable: the installed libraries do not go together.
     """
     # bitsandbytes speaks of every cast that it makes.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import torch
-    import transformers
 
+    transformers = _import_transformers()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -71,6 +72,18 @@ def build_model(case: Case, device: Any, weights: str = "auto") -> Any:
         model.eval()
         model.requires_grad_(False)
     return model
+
+
+def _import_transformers() -> Any:
+    """Import transformers, which refuses versions of its dependencies that it does not know."""
+    try:
+        import transformers
+    except ImportError as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise EnvironmentUnavailable(
+            f"transformers cannot be used with the libraries that are installed: {reason}"
+        ) from error
+    return transformers
 
 
 def build_optimizer(case: Case, model: Any) -> Any:

@@ -8,15 +8,27 @@ from typing import TYPE_CHECKING
 
 import click
 
+from app.commands.baseline import folder_option
+
 if TYPE_CHECKING:
     from benchmarks.compare import Comparison
 
 FINDING = 1
+GATE = "peak_allocated:+1%"
+"""What a comparison with a baseline fails on where nothing else is said."""
 
 
 @click.command()
-@click.argument("base", metavar="BASE")
-@click.argument("new", metavar="NEW")
+@click.argument("sides", nargs=-1, metavar="[BASE] NEW")
+@click.option(
+    "--baseline",
+    metavar="NAME",
+    help="BASE is a saved baseline; a gate: --fail-on is peak_allocated:+1% unless given.",
+)
+@click.option(
+    "--allow-missing", is_flag=True, help="A baseline's case that NEW has not fails nothing."
+)
+@folder_option
 @click.option(
     "--fail-on",
     "limits",
@@ -46,8 +58,10 @@ FINDING = 1
 @click.pass_context
 def compare(
     ctx: click.Context,
-    base: str,
-    new: str,
+    sides: tuple[str, ...],
+    baseline: str | None,
+    allow_missing: bool,
+    folder: Path,
     limits: tuple[str, ...],
     across_environments: bool,
     style: str,
@@ -59,25 +73,64 @@ def compare(
     Each is a folder of records, a record file, or the word `estimates`: the formulas `article`
     and `architecture`, computed now for the other side's cases. Errors are (predicted -
     reference) / reference, of peak allocated bytes: plus is an over-estimate.
+
+    With --baseline, NEW alone is given. Library versions may then differ, GPU and allocator
+    settings may not; a drop is shown and fails nothing.
     """
     from benchmarks.tables import markdown_lines, text_lines, to_json
-    from benchmarks.thresholds import find_offenders, parse_thresholds
+    from benchmarks.thresholds import find_drops, find_offenders, parse_thresholds
 
+    _check_sides(ctx, sides, baseline, allow_missing)
+    if baseline is not None and not limits:
+        limits = (GATE,)
     thresholds = tuple(limit for text in limits for limit in parse_thresholds(text))
-    comparison = _compare(base, new, across_environments)
+    if baseline is not None:
+        comparison = _against_baseline(
+            baseline, sides[0], folder, across_environments, not allow_missing
+        )
+    else:
+        comparison = _compare(sides[0], sides[1], across_environments)
     offenders = find_offenders(comparison, thresholds) if thresholds else ()
+    drops = find_drops(comparison, thresholds)
     if as_json:
-        click.echo(json.dumps(to_json(comparison, offenders)))
+        click.echo(json.dumps(to_json(comparison, (*offenders, *drops))))
     else:
         lines = markdown_lines if style == "markdown" else text_lines
-        click.echo("\n".join(lines(comparison, offenders)))
+        click.echo("\n".join(lines(comparison, (*offenders, *drops))))
     if report is not None:
         from benchmarks.html_report import write_report
 
-        write_report(comparison, report, offenders)
+        write_report(comparison, report, (*offenders, *drops))
         click.echo(f"report: {report}", err=as_json)
     if offenders:
         ctx.exit(FINDING)
+
+
+def _check_sides(
+    ctx: click.Context, sides: tuple[str, ...], baseline: str | None, allow_missing: bool
+) -> None:
+    if baseline is None:
+        if allow_missing:
+            raise click.UsageError("--allow-missing is for --baseline NAME", ctx)
+        if len(sides) != 2:
+            raise click.UsageError("give BASE and NEW, or --baseline NAME and NEW", ctx)
+    elif len(sides) != 1:
+        raise click.UsageError("with --baseline give NEW alone: a folder of records", ctx)
+
+
+def _against_baseline(
+    name: str, new: str, folder: Path, across_environments: bool, whole: bool
+) -> Comparison:
+    from benchmarks.baselines import load
+    from benchmarks.compare import CompareError, compare_records
+    from benchmarks.sides import read_side
+
+    if new == "estimates":
+        raise CompareError("a baseline holds records: give a folder of records, not estimates")
+    base, side = load(name, folder).side, read_side(new)
+    if not side.cases:
+        raise CompareError(f"there are no records in {new}")
+    return compare_records(base, side, across_environments, across_versions=True, whole=whole)
 
 
 def _compare(base: str, new: str, across_environments: bool) -> Comparison:

@@ -89,20 +89,17 @@ def replaced_functions(dtype: Any) -> Iterator[None]:
         for holder, names in table:
             for name in names:
                 undo.append(_replace(holder, name, cast))
-    is_enabled = torch.is_autocast_enabled
-
-    def enabled(*device_types: Any) -> bool:
-        # peft asks without a device whether it has to cast by itself.
-        return is_enabled(*device_types) if device_types else _STATE.active_dtype() is not None
-
-    torch.is_autocast_enabled = enabled
     try:
         yield
     finally:
         for step in reversed(undo):
             step()
-        torch.is_autocast_enabled = is_enabled
         _STATE.last_dtype = None
+
+
+def autocast_is_enabled() -> bool:
+    """Return whether meta tensors are under autocast here."""
+    return _STATE.active_dtype() is not None
 
 
 def _replace(holder: Any, name: str, cast: Callable[[Any], Any]) -> Callable[[], None]:

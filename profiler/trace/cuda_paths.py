@@ -14,12 +14,13 @@ from torch.optim import adam, adamw, optimizer, sgd
 from torch.utils import _foreach_utils
 
 from profiler.trace.attention import cuda_attention
-from profiler.trace.autocast import autocast_context
+from profiler.trace.autocast import autocast_context, autocast_is_enabled
 from profiler.trace.bitsandbytes_paths import managed_memory
 
 _DROPOUT = torch.nn.functional.dropout
 _SOFTMAX = torch.nn.functional.softmax
 _AUTOCAST = torch.autocast
+_IS_AUTOCAST_ENABLED = torch.is_autocast_enabled
 _ONE_HOT = torch.nn.functional.one_hot
 
 
@@ -33,6 +34,7 @@ def as_on_cuda() -> Iterator[None]:
         stack.enter_context(_replaced(torch.nn.functional, "softmax", _softmax))
         stack.enter_context(_replaced(torch.nn.functional, "one_hot", _one_hot))
         stack.enter_context(_replaced(torch, "autocast", _autocast))
+        stack.enter_context(_replaced(torch, "is_autocast_enabled", _is_autocast_enabled))
         for name in (
             "_get_foreach_kernels_supported_devices",
             "_get_fused_kernels_supported_devices",
@@ -96,3 +98,15 @@ def _autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:
         dtype = kwargs.get("dtype", args[0] if args else None)
         return autocast_context((dtype or torch.float16) if enabled else None)
     return _AUTOCAST(device_type, *args, **kwargs)
+
+
+def _is_autocast_enabled(*device_types: str) -> bool:
+    """Answer for meta tensors, whose device type torch.is_autocast_enabled refuses.
+
+    peft asks without a device whether it has to cast by itself; transformers before 5.1 asks for
+    the device of its tensors.
+    """
+    if not device_types or device_types[0] == "meta":
+        return autocast_is_enabled()
+    enabled: bool = _IS_AUTOCAST_ENABLED(*device_types)
+    return enabled

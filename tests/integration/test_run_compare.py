@@ -136,6 +136,44 @@ def test_a_threshold_is_an_exit_code(records: Path, tmp_path: Path) -> None:
     gpumem("compare", records, tmp_path, "--fail-on", "peak_allocated:+512B,-0%")
 
 
+def test_a_baseline_is_a_gate(records: Path, tmp_path: Path) -> None:
+    kept = ("--baselines", tmp_path / "kept")
+    said = gpumem("baseline", "save", "main", records, *kept).stdout
+    assert "3 cases, torch" in " ".join(said.split())
+    assert "there already" in refused(2, "baseline", "save", "main", records, *kept)
+    assert gpumem("baseline", "list", *kept).stdout.startswith("main: 3 cases, torch")
+    gpumem("compare", "--baseline", "main", records, *kept)
+    for share, code in ((1.02, 1), (0.98, 0)):
+        folder = tmp_path / str(share)
+        folder.mkdir()
+        for path in records.glob("*.json"):
+            data = json.loads(path.read_text(encoding="utf-8"))
+            data["peak"]["allocated_bytes"] = round(data["peak"]["allocated_bytes"] * share)
+            data["environment"] |= {"environment_id": "f" * 12, "transformers": "99.0.0"}
+            (folder / path.name).write_text(json.dumps(data), encoding="utf-8")
+        text = gpumem("compare", "--baseline", "main", folder, *kept, code=code).stdout
+        assert "and 99.0.0" in text
+        assert ("over the limits" in text) is (code == 1)
+        assert ("below the base" in text) is (code == 0)
+        gpumem("compare", "--baseline", "main", folder, *kept, "--fail-on", "peak_allocated:3%")
+    told = json.loads(gpumem("history", "main", tmp_path / "1.02", *kept, "--json").stdout)
+    assert told["points"][1]["versions"] == "transformers 99.0.0"
+    assert [round(case["changes"][0]["change"], 3) for case in told["cases"]] == [0.02] * 3
+    (tmp_path / "0.98" / next(records.glob("*.json")).name).unlink()
+    gone = gpumem("compare", "--baseline", "main", tmp_path / "0.98", *kept, code=1).stdout
+    assert "only in" in gone
+    gpumem("compare", "--baseline", "main", tmp_path / "0.98", "--allow-missing", *kept)
+
+
+def test_sides_that_make_no_sense_are_refused(records: Path, tmp_path: Path) -> None:
+    assert "give BASE and NEW" in refused(2, "compare", records)
+    assert "give NEW alone" in refused(2, "compare", records, records, "--baseline", "main")
+    assert "--allow-missing" in refused(2, "compare", records, records, "--allow-missing")
+    kept = ("--baselines", tmp_path)
+    assert "no baseline 'main'" in refused(2, "compare", "--baseline", "main", records, *kept)
+    assert "there are no baselines" in refused(2, "history", *kept)
+
+
 def test_a_record_cut_in_half_is_named_kept_and_run_again(suite: Path, records: Path) -> None:
     victim = next(iter(sorted(records.glob("*.json"))))
     whole = victim.read_bytes()
