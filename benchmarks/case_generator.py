@@ -20,7 +20,7 @@ from estimator.catalogue import CatalogueEntry, entries
 from estimator.config_source import load_config
 from estimator.errors import UnsupportedError
 from estimator.families import parse_spec
-from estimator.spec import ModelSpec
+from estimator.spec import ModelSpec, Moe
 
 _MADE_UP = ("gemma", "gpt2", "llama", "mistral", "qwen2", "qwen3")
 _VOCABULARIES = (32_000, 32_001, 50_257, 100_277, 128_256, 151_936, 256_000)
@@ -129,11 +129,15 @@ def _quantization(rng: random.Random, training: bool) -> dict[str, Any]:
 def _lora(rng: random.Random, spec: ModelSpec) -> dict[str, Any]:
     names = sorted({linear.name for layer in spec.layers for linear in layer.linears})
     some = sorted(rng.sample(names, rng.randint(1, len(names))))
-    return {
-        "r": rng.choice((1, 4, 8, 16, 64, 256)),
-        "lora_dropout": rng.choice((0.0, 0.0, 0.05, 0.1)),
-        "target_modules": rng.choice(("all-linear", some)),
-    }
+    r = rng.choice((1, 4, 8, 16, 64, 256))
+    dropout = rng.choice((0.0, 0.0, 0.05, 0.1))
+    targets = rng.choice(("all-linear", tuple(some)))
+    mixtures = (layer.mlp for layer in spec.layers if isinstance(layer.mlp, Moe))
+    if any(mixture.adapted(targets) for mixture in mixtures):
+        # peft allows none on the input of stacked experts.
+        dropout = 0.0
+    target_modules = targets if isinstance(targets, str) else list(targets)
+    return {"r": r, "lora_dropout": dropout, "target_modules": target_modules}
 
 
 def _model(rng: random.Random, bounds: Bounds) -> str | dict[str, Any]:

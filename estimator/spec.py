@@ -61,6 +61,31 @@ class Norm:
 
 
 @dataclass(frozen=True, slots=True)
+class Latent:
+    """What multi-head latent attention adds: keys and values out of a compressed latent.
+
+    `down` makes the latent of `rank` features and, beside it, the `rope_dim` features of a key
+    that positions rotate, one for all heads; both are what is cached. `up` makes of the latent
+    each head's other key features (`nope_dim`) and its values. `query_down` and `query_norm`
+    compress the queries alike, or are None.
+
+    Source: DeepSeek-V2, https://arxiv.org/abs/2405.04434, section 2.1.
+    """
+
+    rank: int
+    rope_dim: int
+    nope_dim: int
+    down: Linear
+    norm: Norm
+    up: Linear
+    query_down: Linear | None = None
+    query_norm: Norm | None = None
+    rotation: str = "interleaved"
+    """How positions rotate: `interleaved` pairs (DeepSeek-V3), `halves` (Llama), `complex`
+    (DeepSeek-V2)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Attention:
     """Self-attention: `heads` query heads, `kv_heads` key and value heads of `head_dim` features.
 
@@ -109,10 +134,28 @@ class Attention:
     """The norm in front of the output's projection (BitNet)."""
     positions: int | None = None
     """Rows of a table of positions that each layer has of its own (GPT-J)."""
+    value_dim: int | None = None
+    """Features of a head's values where they differ from the keys'."""
+    latent: Latent | None = None
+
+    @property
+    def value_size(self) -> int:
+        """Features of a head's values."""
+        return self.value_dim or self.head_dim
+
+    @property
+    def cached_features(self) -> tuple[int, int]:
+        """Features a token of the two tensors that a cache keeps: keys and values, or latents."""
+        if self.latent is not None:
+            return self.latent.rank, self.latent.rope_dim
+        return self.kv_heads * self.head_dim, self.kv_heads * self.value_size
 
     @property
     def norms(self) -> tuple[Norm, ...]:
         """Norms of queries, keys and the output's projection, one entry a module."""
+        if self.latent is not None:
+            own = (self.latent.query_norm, self.latent.norm)
+            return tuple(norm for norm in own if norm is not None)
         behind = () if self.output_norm is None else (self.output_norm,)
         if self.qk_norm is None:
             return behind
@@ -123,7 +166,9 @@ class Attention:
     @property
     def linears(self) -> tuple[Linear, ...]:
         """Its linears in the order in which they run."""
-        inputs = (self.fused, self.query, self.key, self.value)
+        inputs: tuple[Linear | None, ...] = (self.fused, self.query, self.key, self.value)
+        if self.latent is not None:
+            inputs = (self.latent.query_down, self.query, self.latent.down, self.latent.up)
         return (*(linear for linear in inputs if linear is not None), self.output)
 
     @property
@@ -174,7 +219,9 @@ class Moe:
     activation: str
     router: str = "softmax"
     """How experts are chosen: `softmax` over all, then the best (Mixtral); `top_softmax` over the
-    best (Granite); `sigmoid_groups` from the best groups (DeepSeek-V3)."""
+    best (Granite); `softmax_fp32` of logits in fp32, `softmax_groups` from the best groups
+    (DeepSeek-V2); `sigmoid` of each (MiniMax-M2), `sigmoid_groups` from the best groups
+    (DeepSeek-V3)."""
     groups: int = 1
     active_groups: int = 1
     normed: bool = False
@@ -183,8 +230,9 @@ class Moe:
     """Whether the scores stay in fp32 (Mixtral), and with them the weighted outputs."""
     shared: Mlp | None = None
     """An expert that sees all tokens."""
-    shared_first: bool = False
-    """Whether the shared expert runs before the router (Qwen2-MoE), or after the experts."""
+    shared_order: str = "last"
+    """When the shared expert runs: `first`, before the router (Qwen2-MoE), `last`, after the
+    experts, or `outside`, once the block has returned (Granite)."""
     shared_gate: Linear | None = None
     adapter_names: tuple[str, ...] = ()
     """Module names that peft takes for the router, the gates, the ups and the downs of stacked

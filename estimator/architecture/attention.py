@@ -143,13 +143,12 @@ def grow_cache(
 
     Source: transformers/cache_utils.py, `DynamicLayer.update`.
     """
-    row = ctx.batch * spec.kv_heads * spec.head_dim
-    count, old = row * ctx.keys, row * ctx.held_keys
     made = []
-    for _ in range(2):
-        made.append(tape.new(count, ctx.width, component="kv_cache"))
-        if old:
-            _free_old(tape, old, ctx.width)
+    for features in spec.cached_features:
+        row = ctx.batch * features
+        made.append(tape.new(row * ctx.keys, ctx.width, component="kv_cache"))
+        if ctx.held_keys:
+            _free_old(tape, row * ctx.held_keys, ctx.width)
     if spec.fused is None if consumes is None else consumes:
         tape.drop(key, value)
     return made[0], made[1]

@@ -10,7 +10,7 @@ from estimator.architecture.parts import known_activation
 from estimator.architecture.training import play_training
 from estimator.case import Case
 from estimator.config_source import ModelConfig, load_config
-from estimator.errors import UnsupportedError
+from estimator.errors import CaseError, UnsupportedError
 from estimator.families import parse_spec
 from estimator.gpus import workspace_bytes
 from estimator.report import NO_INTERVAL, NOT_ESTIMATED, MemoryReport, Parameters, Peak
@@ -72,7 +72,8 @@ def _as_supported(case: Case, spec: ModelSpec) -> tuple[Case, tuple[str, ...]]:
 
 
 def _refuse(case: Case, spec: ModelSpec) -> None:
-    """Say clearly what has no formula yet."""
+    """Say clearly what has no formula yet, and what no library runs."""
+    _refuse_dropout_on_experts(case, spec)
     reasons = {
         f"mixed_precision {case.mixed_precision!r} here": _amp_unknown(case, spec),
         f"cache {case.cache!r}": not case.training and case.cache != "dynamic",
@@ -95,6 +96,20 @@ def _dora_experts(case: Case, spec: ModelSpec) -> bool:
         return False
     targets = case.lora.target_modules
     return any(isinstance(layer.mlp, Moe) and layer.mlp.adapted(targets) for layer in spec.layers)
+
+
+def _refuse_dropout_on_experts(case: Case, spec: ModelSpec) -> None:
+    """peft adapts stacked experts as parameters, on whose input no dropout can sit."""
+    lora = case.lora
+    if lora is None or not lora.lora_dropout:
+        return
+    mixtures = (layer.mlp for layer in spec.layers if isinstance(layer.mlp, Moe))
+    if any(mixture.adapted(lora.target_modules) for mixture in mixtures):
+        raise CaseError(
+            f"lora_dropout is {lora.lora_dropout}, but peft allows only 0 where adapters sit on "
+            f"the stacked experts of {spec.name}: set it to 0, or name other target_modules",
+            field="lora.lora_dropout",
+        )
 
 
 def _amp_unknown(case: Case, spec: ModelSpec) -> bool:

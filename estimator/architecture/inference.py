@@ -118,8 +118,9 @@ def _cache(spec: ModelSpec, case: Case, tokens: int) -> Held:
     for stretch in stretches(numbers):
         layer = spec.layers[stretch[0]]
         attention = layer.attention
-        row = case.batch_size * attention.kv_heads * attention.head_dim * WIDTHS[case.dtype]
-        kept = Storage(layer_context(layer, seen).held_keys * row, None)
-        copies = 2 * len(stretch)
-        total += Held(copies * kept.requested, copies * kept.allocated)
+        tokens_held = case.batch_size * layer_context(layer, seen).held_keys
+        for features in attention.cached_features:
+            kept = Storage(tokens_held * features * WIDTHS[case.dtype], None)
+            copies = len(stretch)
+            total += Held(copies * kept.requested, copies * kept.allocated)
     return total

@@ -34,11 +34,13 @@ def kernel(spec: Attention, ctx: Context) -> str:
     if ctx.attention == "flash_attention_2":
         return "flash"
     mask = masked(spec, ctx)
-    if ctx.half and not mask and spec.head_dim <= MAX_FLASH_HEAD:
+    small = spec.value_size == spec.head_dim <= MAX_FLASH_HEAD
+    if ctx.half and not mask and small:
         return "flash"
     # Grouped heads reach the kernel only where there is no mask and the head is small.
-    grouped = spec.groups > 1 and not mask and spec.head_dim <= MAX_FLASH_HEAD
-    aligned = spec.head_dim % (8 if ctx.half else 4) == 0
+    grouped = spec.groups > 1 and not mask and small
+    alignment = 8 if ctx.half else 4
+    aligned = spec.head_dim % alignment == 0 == spec.value_size % alignment
     return "efficient" if not grouped and aligned else "math"
 
 
@@ -62,6 +64,8 @@ def attend(
         return _eager(tape, query, key, value, spec, ctx, by_head)
     if chosen == "math":
         return _math(tape, query, key, value, spec, ctx), None
+    if chosen == "flash" and spec.value_size != spec.head_dim:
+        return _flash_of_narrow_values(tape, query, key, value, spec, ctx), None
     out = _fused(tape, query, key, value, spec, ctx, chosen)
     if by_head and chosen == "flash" and ctx.queries > 1:
         # Flash's output lies as the queries do: it is copied into [B, Q, heads, d].
@@ -91,9 +95,9 @@ def _fused(
     """
     if name == "flash" and spec.head_dim % 8:
         return _padded(tape, query, key, value, spec, ctx)
-    B, Q, a, d = ctx.batch, ctx.queries, spec.heads, spec.head_dim
+    B, Q, a, d, dv = ctx.batch, ctx.queries, spec.heads, spec.head_dim, spec.value_size
     q_bytes = B * Q * a * d * ctx.width
-    k_bytes = B * ctx.keys * spec.kv_heads * d * ctx.width
+    k_bytes, v_bytes = (B * ctx.keys * spec.kv_heads * n * ctx.width for n in (d, dv))
     extra: list[Tensor] = []
     if name == "flash":
         rows = round_up(Q, 128)
@@ -106,26 +110,43 @@ def _fused(
     else:
         temporaries = (4 * B * Q * a, 4 * B * Q * a * d)
         logsumexp = 4 * B * a * round_up(Q, 32)
-        if masked(spec, ctx) and spec.groups > 1:
+        if spec.groups > 1:
             repeat = _repeat if spec.kv_heads > 1 else _expand
-            key, value = repeat(tape, key, spec, ctx), repeat(tape, value, spec, ctx)
+            key, value = repeat(tape, key, spec), repeat(tape, value, spec)
             extra = [key, value]
-            k_bytes = key.size
+            k_bytes, v_bytes = key.size, value.size
     mask = _additive_mask(tape, spec, ctx) if name == "efficient" else None
     inputs = (query, key, value)
     saves = inputs if mask is None else (*inputs, mask)
     out = tape.op(
-        B * Q * a * d,
+        B * Q * a * dv,
         ctx.width,
         inputs,
         saves,
         saves_out=True,
         aux=(logsumexp,) if name == "flash" or ctx.training else (),
-        grads=(q_bytes, k_bytes, k_bytes),
+        grads=(q_bytes, k_bytes, v_bytes),
         temporaries=temporaries,
     )
     tape.drop(mask, *extra)
     return out
+
+
+def _flash_of_narrow_values(
+    tape: Tape, query: Tensor, key: Tensor, value: Tensor, spec: Attention, ctx: Context
+) -> Tensor:
+    """Flash wants values as wide as keys: they are padded, and the output is cut and copied.
+
+    Source: transformers/integrations/flash_attention.py, `flash_attention_forward`.
+    """
+    wide = value.count // spec.value_size * spec.head_dim
+    padded = tape.op(wide, value.width, (value,))
+    out = _fused(tape, query, key, padded, replace(spec, value_dim=None), ctx, "flash")
+    tape.drop(padded)
+    count = out.count // spec.head_dim * spec.value_size
+    cut = tape.op(count, out.width, (out,), grads=(out.size,))
+    tape.drop(out)
+    return cut
 
 
 def _padded(
@@ -166,16 +187,14 @@ def _additive_mask(tape: Tape, spec: Attention, ctx: Context) -> Tensor | None:
     return mask
 
 
-def _repeat(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> Tensor:
+def _repeat(tape: Tape, x: Tensor, spec: Attention) -> Tensor:
     """repeat_kv: a copy for every query head; backward sums over the group."""
-    count = ctx.batch * ctx.keys * spec.heads * spec.head_dim
-    return tape.op(count, x.width, (x,), grads=(x.size,))
+    return tape.op(x.count * spec.groups, x.width, (x,), grads=(x.size,))
 
 
-def _expand(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> Tensor:
+def _expand(tape: Tape, x: Tensor, spec: Attention) -> Tensor:
     """repeat_kv of a single head is a view; the kernel's gradient is that of all query heads."""
-    count = ctx.batch * ctx.keys * spec.heads * spec.head_dim
-    return tape.view(x, count, grad=x.size)
+    return tape.view(x, x.count * spec.groups, grad=x.size)
 
 
 def _eager(
@@ -189,6 +208,7 @@ def _eager(
 ) -> tuple[Tensor, Tensor]:
     """Scores, mask, softmax and the weighted sum, each a tensor of its own: S**2 a head."""
     B, Q, K, a, d = ctx.batch, ctx.queries, ctx.keys, spec.heads, spec.head_dim
+    out_count, v_count = (B * n * a * spec.value_size for n in (Q, K))
     scores_count = B * a * Q * K
     # repeat_kv of a single head is a view; matmul of four dimensions then copies it, as it does
     # whatever is not laid out head by head.
@@ -196,7 +216,7 @@ def _eager(
     keys, values = key, value
     if spec.groups > 1:
         repeat = _repeat if repeated else _expand
-        keys, values = repeat(tape, key, spec, ctx), repeat(tape, value, spec, ctx)
+        keys, values = repeat(tape, key, spec), repeat(tape, value, spec)
     fused = spec.groups == 1 and not by_head and key.storage is query.storage
     copied = B > 1 or fused
     copy_queries = copied and not by_head
@@ -218,10 +238,10 @@ def _eager(
     tape.drop(scores)
     weights = dropout(tape, probabilities, spec.dropout, ctx)
     tape.drop(probabilities)
-    v_mat = laid_out(tape, values, B * K * a * d) if copy_values else tape.alias(values)
-    product = tape.op(B * Q * a * d, ctx.width, (weights, v_mat), operands(weights, v_mat))
+    v_mat = laid_out(tape, values, v_count) if copy_values else tape.alias(values)
+    product = tape.op(out_count, ctx.width, (weights, v_mat), operands(weights, v_mat))
     tape.drop(v_mat)
-    out = tape.op(B * Q * a * d, ctx.width, (product,), grads=(PASS,))
+    out = tape.op(out_count, ctx.width, (product,), grads=(PASS,))
     tape.drop(product)
     if spec.groups > 1:
         tape.drop(keys, values)
@@ -264,10 +284,10 @@ def _math(
     Source: aten/src/ATen/native/transformers/attention.cpp, `_scaled_dot_product_attention_math`.
     """
     B, Q, K, a, d = ctx.batch, ctx.queries, ctx.keys, spec.heads, spec.head_dim
-    wide = B * a * d
+    wide, out_count = B * a * d, B * a * Q * spec.value_size
     q_scaled = scale(tape, query)
-    keys = _repeat(tape, key, spec, ctx) if spec.groups > 1 else tape.alias(key)
-    values = _repeat(tape, value, spec, ctx) if spec.groups > 1 else tape.alias(value)
+    keys = _repeat(tape, key, spec) if spec.groups > 1 else tape.alias(key)
+    values = _repeat(tape, value, spec) if spec.groups > 1 else tape.alias(value)
     causal = None
     if Q > 1:
         causal = tape.new(Q * K, ctx.width)
@@ -287,8 +307,10 @@ def _math(
     if spec.dropout and ctx.training:
         kept, probabilities = probabilities, dropout(tape, probabilities, spec.dropout, ctx)
         tape.drop(kept)
-    product = tape.op(wide * Q, ctx.width, (probabilities, values), operands(probabilities, values))
+    product = tape.op(
+        out_count, ctx.width, (probabilities, values), operands(probabilities, values)
+    )
     tape.drop(probabilities, q_scaled, keys, values, causal)
-    out = tape.op(wide * Q, ctx.width, (product,), grads=(PASS,))
+    out = tape.op(out_count, ctx.width, (product,), grads=(PASS,))
     tape.drop(product)
     return out

@@ -23,16 +23,20 @@ def mixture(tape: Tape, x: Tensor, spec: Moe, ctx: Context) -> Tensor:
     """Play the block on `x` ([B, Q, hidden], borrowed): [B, Q, hidden]."""
     rows = tape.view(x, x.count)
     shared = None
-    if spec.shared is not None and spec.shared_first:
+    if spec.shared is not None and spec.shared_order == "first":
         shared = mlp(tape, rows, spec.shared, ctx)
     held, scores = route(tape, rows, spec, ctx)
     out = experts(tape, rows, scores, spec, ctx)
-    if spec.shared is not None and not spec.shared_first:
+    routed = (*held, scores)
+    if spec.shared_order == "outside":
+        tape.drop(*routed)
+        routed = ()
+    if spec.shared is not None and shared is None:
         shared = mlp(tape, x, spec.shared, ctx)
     if shared is not None:
         out, own = _with_shared(tape, rows, out, shared, spec, ctx), out
         tape.drop(own, shared)
-    tape.drop(*held, scores, rows)
+    tape.drop(*routed, rows)
     return out
 
 

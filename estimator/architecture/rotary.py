@@ -8,7 +8,8 @@ who repeats cos and sin, and in what they still name at the end:
 - `fp32_input`: queries and keys are copied to fp32 first (Cohere);
 - `repeated`: each layer repeats its own cos and sin, pair by pair (GLM, Helium);
 - `fp32_repeated`: the same in fp32, each factor copied to fp32 (ERNIE 4.5);
-- `held_parts`: the attention names the rotated and the other part of each head to its end (Phi).
+- `held_parts`: the attention names the rotated and the other part of each head to its end (Phi);
+- `complex`: one table of complex factors, fp32 pairs (DeepSeek-V2; see latent.py).
 
 Where `rotary_dim` is given, the code splits each head in two and joins it again, even if all of it
 is rotated. Source: `apply_rotary_pos_emb` in transformers/models/*/modeling_*.py.
@@ -29,6 +30,8 @@ _REPEATED = ("repeated", "fp32_repeated")
 
 def table_bytes(spec: ModelSpec, ctx: Context) -> int:
     """Return the bytes of one kind of cos and sin, [1, Q, rotated features] each."""
+    if spec.layers[0].attention.rotary_style == "complex":
+        return 4 * ctx.queries * spec.rotary_dim
     width = 4 if spec.layers[0].attention.rotary_style in _FP32_TABLES else ctx.width
     return 2 * ctx.queries * spec.rotary_dim * width
 

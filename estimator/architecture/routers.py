@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from estimator.architecture.context import Context
 from estimator.architecture.expert_adapters import router_weight
-from estimator.architecture.parts import cast, scale
+from estimator.architecture.parts import cast, operands, scale
 from estimator.architecture.tape import PASS, Tape, Tensor
 from estimator.spec import Moe
 
@@ -20,13 +20,15 @@ def route(tape: Tape, x: Tensor, spec: Moe, ctx: Context) -> tuple[tuple[Tensor,
         scores, [T, k].
     """
     weight = router_weight(tape, spec, ctx)
-    if spec.router == "sigmoid_groups":
-        return _sigmoid_groups(tape, x, weight, spec, ctx)
+    if spec.router in _FP32_ROUTERS:
+        return _FP32_ROUTERS[spec.router](tape, x, weight, spec, ctx)
     saves = tuple(t for t, other in ((x, weight), (weight, x)) if other.grad)
     logits = tape.op(ctx.tokens * spec.experts, ctx.width, (weight, x), saves)
     tape.drop(weight)
     if spec.router == "top_softmax":
         return _top_softmax(tape, logits, spec, ctx)
+    if spec.router == "sigmoid":
+        return _sigmoid(tape, logits, spec, ctx)
     probabilities = _softmax(tape, logits, spec, ctx)
     pairs = ctx.tokens * spec.active
     indices = tape.new(pairs, 8)
@@ -38,6 +40,26 @@ def route(tape: Tape, x: Tensor, spec: Moe, ctx: Context) -> tuple[tuple[Tensor,
     if scores is not values:
         tape.drop(values)
     return (logits, indices), scores
+
+
+def _sigmoid(
+    tape: Tape, logits: Tensor, spec: Moe, ctx: Context
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Sigmoid scores in fp32, chosen by their sum with a bias.
+
+    Source: transformers/models/minimax_m2/modeling_minimax_m2.py, `MiniMaxM2TopKRouter`.
+    """
+    wide = cast(tape, logits, 4)
+    scores = tape.op(logits.count, 4, (wide,), saves_out=True)
+    tape.drop(wide)
+    biased = tape.new(logits.count, 4)
+    pairs = ctx.tokens * spec.active
+    best, indices = tape.new(pairs, 4), tape.new(pairs, 8)
+    chosen = tape.op(pairs, 4, (scores,), (indices,), grads=(scores.size,))
+    if spec.normed:
+        chosen = _normed(tape, chosen, ctx)
+    tape.drop(scores, biased, best)
+    return (logits, indices), chosen
 
 
 def _top_softmax(
@@ -79,6 +101,44 @@ def _normed(tape: Tape, values: Tensor, ctx: Context) -> Tensor:
     return out
 
 
+def _logits_fp32(tape: Tape, x: Tensor, weight: Tensor, spec: Moe, ctx: Context) -> Tensor:
+    """The router's product of fp32 copies; the weight is consumed."""
+    x32, weight32 = cast(tape, x, 4), cast(tape, weight, 4)
+    tape.drop(weight)
+    logits = tape.op(ctx.tokens * spec.experts, 4, (weight32, x32), operands(x32, weight32))
+    tape.drop(x32, weight32)
+    return logits
+
+
+def _softmax_fp32(
+    tape: Tape, x: Tensor, weight: Tensor, spec: Moe, ctx: Context
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Softmax scores in fp32; `softmax_groups` masks all but the best groups' first.
+
+    Source: transformers/models/deepseek_v2/modeling_deepseek_v2.py, `DeepseekV2TopkRouter`.
+    """
+    T, E, pairs = ctx.tokens, spec.experts, ctx.tokens * spec.active
+    logits = _logits_fp32(tape, x, weight, spec, ctx)
+    scores = tape.op(T * E, 4, (logits,), saves_out=True)
+    held: tuple[Tensor, ...] = ()
+    if spec.router == "softmax_groups":
+        best, best_ids = tape.new(T * spec.groups, 4), tape.new(T * spec.groups, 8)
+        tape.drop(best_ids)
+        chosen = T * spec.active_groups
+        best_groups, group_ids = tape.new(chosen, 4), tape.new(chosen, 8)
+        tape.drop(best_groups)
+        group_mask, mask = tape.new(T * spec.groups, 4), tape.new(T * E, 4)
+        known, unknown = tape.new(T * E, 1), tape.new(T * E, 1)
+        allowed = tape.op(T * E, 4, (scores,), (unknown,))
+        tape.drop(known, unknown, scores)
+        scores, held = allowed, (best, group_ids, group_mask, mask)
+    indices = tape.new(pairs, 8)
+    values = tape.op(pairs, 4, (scores,), (indices,), grads=(scores.size,))
+    scaled = scale(tape, values)
+    tape.drop(values, scores, *held)
+    return (logits, indices), scaled
+
+
 def _sigmoid_groups(
     tape: Tape, x: Tensor, weight: Tensor, spec: Moe, ctx: Context
 ) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -87,11 +147,7 @@ def _sigmoid_groups(
     Source: transformers/models/deepseek_v3/modeling_deepseek_v3.py, `DeepseekV3TopkRouter`.
     """
     T, E, pairs = ctx.tokens, spec.experts, ctx.tokens * spec.active
-    x32, weight32 = cast(tape, x, 4), cast(tape, weight, 4)
-    tape.drop(weight)
-    saves = tuple(t for t, other in ((x32, weight32), (weight32, x32)) if other.grad)
-    logits = tape.op(T * E, 4, (weight32, x32), saves)
-    tape.drop(x32, weight32)
+    logits = _logits_fp32(tape, x, weight, spec, ctx)
     scores = tape.op(T * E, 4, (logits,), saves_out=True)
     biased = tape.new(T * E, 4)
     # The best two of each group, their sums, the best groups and a mask of the others.
@@ -111,3 +167,11 @@ def _sigmoid_groups(
     scaled = scale(tape, chosen)
     tape.drop(chosen, scores, sums, group_ids, group_mask, mask, allowed)
     return (logits, indices), scaled
+
+
+_FP32_ROUTERS = {
+    "sigmoid_groups": _sigmoid_groups,
+    "softmax_fp32": _softmax_fp32,
+    "softmax_groups": _softmax_fp32,
+}
+"""Routers that compute their logits in fp32."""

@@ -9,6 +9,7 @@ from functools import lru_cache
 from estimator.config_source import ModelConfig
 from estimator.errors import UnsupportedError
 from estimator.families import (
+    deepseek,
     gemma,
     glm_cohere,
     gpt2,
@@ -19,6 +20,7 @@ from estimator.families import (
     llama_variants,
     moe,
     moe_shared,
+    moe_variants,
     olmo,
     opt,
     phi,
@@ -77,6 +79,16 @@ PARSERS: dict[str, Callable[[ConfigReader], ModelSpec]] = {
     "olmoe": moe.parse_olmoe,
     "granitemoe": moe.parse_granitemoe,
     "glm4_moe": moe_shared.parse_glm4_moe,
+    "deepseek_v2": deepseek.parse_deepseek_v2,
+    "deepseek_v3": deepseek.parse_deepseek_v3,
+    "glm4_moe_lite": deepseek.parse_glm4_moe_lite,
+    "youtu": deepseek.parse_youtu,
+    "solar_open": moe_shared.parse_solar_open,
+    "dots1": moe_shared.parse_dots1,
+    "exaone_moe": moe_shared.parse_exaone_moe,
+    "flex_olmo": moe_variants.parse_flex_olmo,
+    "minimax_m2": moe_variants.parse_minimax_m2,
+    "granitemoeshared": moe_variants.parse_granitemoeshared,
     "opt": opt.parse_opt,
     "biogpt": opt.parse_biogpt,
 }

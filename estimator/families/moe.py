@@ -47,7 +47,7 @@ def parse_qwen2_moe(reader: ConfigReader) -> ModelSpec:
         activation=reader.text("hidden_act", "silu"),
         normed=reader.flag("norm_topk_prob", False),
         shared=gated_mlp(reader, hidden, shared_width),
-        shared_first=True,
+        shared_order="first",
         shared_gate=Linear("shared_expert_gate", hidden, 1),
     )
     attention = attention_of(
@@ -148,6 +148,7 @@ def attention_of(
     qkv_bias: bool = False,
     output_bias: bool = False,
     rounded: bool = False,
+    default_head_dim: int | None = None,
 ) -> Attention:
     """Return Llama's attention: three projections, whole heads rotated.
 
@@ -157,8 +158,10 @@ def attention_of(
         default_kv if "num_key_value_heads" not in reader.config else None,
         default_heads=default_heads,
     )
-    head_dim = reader.size("head_dim", default=max(1, hidden // heads)) if rounded else None
-    head_dim = head_dim or reader.head_dim(hidden, heads)
+    if rounded or default_head_dim is not None:
+        head_dim = reader.size("head_dim", default=default_head_dim or max(1, hidden // heads))
+    else:
+        head_dim = reader.head_dim(hidden, heads)
     return Attention(
         heads=heads,
         kv_heads=kv_heads,

@@ -179,10 +179,14 @@ def _flash_forward(
     **kwargs: Any,
 ) -> tuple[Any, None]:
     causal = query.shape[2] > 1
-    if query.shape[-1] != value.shape[-1]:
-        value = torch.nn.functional.pad(value, (0, query.shape[-1] - value.shape[-1]))
+    value_size = value.shape[-1]
+    # Values are as wide as queries inside; the padded copy is gone before the output is copied.
+    wide = value
+    if query.shape[-1] != value_size:
+        wide = torch.nn.functional.pad(value, (0, query.shape[-1] - value_size))
     if query.dtype == torch.float32:
         # flash-attn knows half precision only; transformers casts to the layers' dtype.
-        query, key, value = (tensor.to(torch.float16) for tensor in (query, key, value))
-    out = _flash(query, key, value, dropout, causal, scaling)
-    return out.transpose(1, 2).contiguous(), None
+        query, key, wide = (tensor.to(torch.float16) for tensor in (query, key, wide))
+    out = _flash(query, key, wide, dropout, causal, scaling)
+    del wide
+    return out[..., :value_size].transpose(1, 2).contiguous(), None

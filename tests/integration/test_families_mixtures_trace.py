@@ -1,0 +1,117 @@
+"""Formulas of newer mixtures of experts and of latent attention against the trace.
+
+Sizes are small and vocabularies tiny, so that peaks are the layers' and not the loss's.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+
+from estimator import Case, estimate
+from profiler.trace import trace_case
+
+SIZES = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "vocab_size": 500,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+ROUTED = {
+    **SIZES,
+    "moe_intermediate_size": 128,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+}
+GROUPED = {**ROUTED, "n_routed_experts": 8, "n_group": 4, "topk_group": 2, "n_shared_experts": 1}
+LATENT = {
+    **GROUPED,
+    "num_key_value_heads": 8,
+    "kv_lora_rank": 64,
+    "q_lora_rank": 96,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 32,
+    "v_head_dim": 24,
+    "first_k_dense_replace": 1,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "deepseek_v3": {"model_type": "deepseek_v3", **LATENT},
+    "deepseek_v3, plain queries": {
+        "model_type": "deepseek_v3",
+        **LATENT,
+        "q_lora_rank": None,
+        "rope_interleave": False,
+    },
+    "deepseek_v2": {"model_type": "deepseek_v2", **LATENT},
+    "deepseek_v2, groups": {
+        "model_type": "deepseek_v2",
+        **LATENT,
+        "topk_method": "group_limited_greedy",
+    },
+    "youtu": {"model_type": "youtu", **LATENT},
+    "dots1": {"model_type": "dots1", **GROUPED, "sliding_window": 128, "max_window_layers": 2},
+    "exaone_moe": {
+        "model_type": "exaone_moe",
+        **ROUTED,
+        "sliding_window": 128,
+        "sliding_window_pattern": 2,
+    },
+    "solar_open": {"model_type": "solar_open", **GROUPED, "head_dim": 32},
+    "flex_olmo": {"model_type": "flex_olmo", **ROUTED},
+    "minimax_m2": {
+        "model_type": "minimax_m2",
+        **ROUTED,
+        "num_local_experts": 8,
+        "head_dim": 32,
+        "partial_rotary_factor": 0.5,
+    },
+    "granitemoeshared": {
+        "model_type": "granitemoeshared",
+        **ROUTED,
+        "num_local_experts": 8,
+        "shared_intermediate_size": 256,
+    },
+}
+RUNS: dict[str, dict[str, Any]] = {
+    "full": {"task": "training", "batch_size": 2, "sequence_length": 300},
+    "full, checkpointing, eager": {
+        "task": "training",
+        "batch_size": 3,
+        "sequence_length": 128,
+        "gradient_checkpointing": True,
+        "attention": "eager",
+    },
+    "LoRA": {"task": "training", "method": "lora", "batch_size": 2, "sequence_length": 256},
+    "QLoRA": {
+        "task": "training",
+        "method": "lora",
+        "quantization": "nf4",
+        "sequence_length": 200,
+        "gradient_checkpointing": True,
+    },
+    "prefill": {"batch_size": 3, "sequence_length": 300, "max_new_tokens": 3},
+    "decode": {"batch_size": 4, "sequence_length": 8, "max_new_tokens": 200, "dtype": "float16"},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_requested_bytes_and_parameters_are_the_traces(family: str) -> None:
+    for name, run in RUNS.items():
+        case = Case.from_dict({"model": FAMILIES[family], **run})
+        estimated = estimate(case)
+        with warnings.catch_warnings():
+            # peft says so of each rank pattern that no module matches.
+            warnings.simplefilter("ignore")
+            traced = trace_case(case)
+        assert estimated.parameters == traced.parameters, name
+        assert traced.peak.requested_bytes is not None
+        assert estimated.peak.requested_bytes == pytest.approx(
+            traced.peak.requested_bytes, rel=0.002
+        ), name

@@ -1,0 +1,168 @@
+"""Parsers of newer mixtures of experts and of latent attention: counts, caches, bad fields."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from estimator import Case, estimate
+from estimator.catalogue import entries
+from estimator.config_source import load_config
+from estimator.errors import CaseError, ModelError, UnsupportedError
+from estimator.families import parse_spec
+from estimator.spec import ModelSpec, Moe
+
+TYPES = (
+    "deepseek_v2",
+    "deepseek_v3",
+    "dots1",
+    "exaone_moe",
+    "flex_olmo",
+    "glm4_moe_lite",
+    "minimax_m2",
+    "youtu",
+)
+MODELS = [entry for entry in entries() if entry.model_type in TYPES]
+LATENT: dict[str, Any] = {
+    "model_type": "deepseek_v3",
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "moe_intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 8,
+    "n_group": 2,
+    "topk_group": 1,
+    "num_experts_per_tok": 2,
+    "kv_lora_rank": 64,
+    "q_lora_rank": 96,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 32,
+    "v_head_dim": 24,
+    "first_k_dense_replace": 1,
+    "vocab_size": 500,
+}
+
+
+def spec_of(config: dict[str, Any], **fields: Any) -> ModelSpec:
+    return parse_spec(load_config({**config, **fields}))
+
+
+def test_every_type_is_in_the_catalogue() -> None:
+    assert {entry.model_type for entry in MODELS} == set(TYPES)
+
+
+@pytest.mark.parametrize("entry", MODELS, ids=lambda entry: entry.name)
+def test_parameters_are_the_catalogues(entry: Any) -> None:
+    assert parse_spec(load_config(entry.name)).parameters == entry.parameters
+
+
+@pytest.mark.parametrize(
+    ("model_type", "parameters"),
+    [
+        ("deepseek_v3", 671_026_404_352),
+        ("exaone_moe", 28_550_639_616),
+        ("flex_olmo", 33_270_665_216),
+        ("glm4_moe_lite", 29_943_390_976),
+        ("granitemoeshared", 37_039_116_288),
+        ("minimax_m2", 228_689_748_992),
+        ("solar_open", 102_651_793_408),
+        ("youtu", 1_961_560_064),
+    ],
+)
+def test_defaults_are_transformers_own(model_type: str, parameters: int) -> None:
+    """The counts are those of transformers' default configurations, built on meta."""
+    assert spec_of({"model_type": model_type}).parameters == parameters
+
+
+def test_latents_are_what_is_cached() -> None:
+    """576 elements a token and layer in bf16: 70 272 B a token for DeepSeek-V3's 61 layers."""
+    spec = parse_spec(load_config("deepseek-ai/DeepSeek-V3"))
+    a_token = sum(sum(layer.attention.cached_features) for layer in spec.layers)
+    assert 2 * a_token == 70_272
+
+
+def test_the_cache_of_latents_is_in_the_report() -> None:
+    case = Case.from_dict({"model": LATENT, "batch_size": 2, "sequence_length": 512})
+    cached = 2 * (512 + 127) * (64 + 16) * 2 * 3
+    report = estimate(case)
+    assert report.phases[-1].name == "decode"
+    held = report.phases[-1].end_allocated_bytes - report.phases[0].end_allocated_bytes
+    assert cached < held < 1.1 * cached + 2 * 8_519_680
+
+
+def test_first_layers_are_dense() -> None:
+    layers = spec_of(LATENT).layers
+    assert [isinstance(layer.mlp, Moe) for layer in layers] == [False, True, True]
+
+
+def test_queries_may_not_be_compressed() -> None:
+    names = {linear.name for linear in spec_of(LATENT, q_lora_rank=None).layers[0].linears}
+    assert "q_proj" in names
+    assert "q_a_proj" not in names
+
+
+def test_values_may_be_narrower_than_keys() -> None:
+    attention = spec_of(LATENT).layers[0].attention
+    assert (attention.head_dim, attention.value_size) == (48, 24)
+    assert attention.output.inputs == 4 * 24
+
+
+def test_layers_by_their_kind_of_mlp() -> None:
+    config = {**LATENT, "model_type": "glm4_moe_lite"}
+    spec = spec_of(config, mlp_layer_types=["sparse", "dense", "sparse"])
+    assert [isinstance(layer.mlp, Moe) for layer in spec.layers] == [True, False, True]
+    with pytest.raises(ModelError, match="mlp_layer_types"):
+        spec_of(config, mlp_layer_types=["sparse"])
+
+
+def test_late_layers_slide() -> None:
+    config = {**LATENT, "model_type": "dots1", "n_shared_experts": 1}
+    spec = spec_of(config, sliding_window=128, max_window_layers=2)
+    assert [layer.attention.window for layer in spec.layers] == [None, None, 128]
+
+
+def test_full_layers_do_not_rotate_beside_sliding_ones() -> None:
+    config = {**LATENT, "model_type": "exaone_moe", "num_hidden_layers": 4, "num_experts": 8}
+    spec = spec_of(config, sliding_window=128)
+    assert [layer.attention.rotary for layer in spec.layers] == [True, True, True, False]
+
+
+def test_a_shared_expert_needs_a_size() -> None:
+    config = {"model_type": "granitemoeshared", "num_hidden_layers": 1}
+    without, with_one = (
+        spec_of(config, shared_intermediate_size=size).layers[0].mlp for size in (0, 512)
+    )
+    assert without.linears == ()
+    assert [linear.name for linear in with_one.linears] == ["input_linear", "output_linear"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"n_group": 3}, "n_group 3 does not divide"),
+        ({"kv_lora_rank": 0}, "kv_lora_rank is 0"),
+        ({"qk_rope_head_dim": "64"}, "qk_rope_head_dim"),
+        ({"model_type": "deepseek_v2", "topk_method": "noaux_tc"}, "topk_method"),
+        ({"model_type": "deepseek_v2", "num_experts_per_tok": None}, "lacks num_experts_per_tok"),
+    ],
+)
+def test_bad_fields_are_named(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        spec_of(LATENT, **fields)
+
+
+def test_dropout_on_stacked_experts_is_refused() -> None:
+    fields = {"model": LATENT, "task": "training", "method": "lora"}
+    targets = ["q_b_proj", "o_proj"]
+    beside = {"lora_dropout": 0.1, "target_modules": targets}
+    assert estimate(Case.from_dict({**fields, "lora": beside})).peak.requested_bytes
+    with pytest.raises(CaseError, match=r"lora_dropout is 0\.1.*stacked experts"):
+        estimate(Case.from_dict({**fields, "lora": {"lora_dropout": 0.1}}))
+
+
+def test_jitter_has_no_formula() -> None:
+    with pytest.raises(UnsupportedError, match="gpumem trace"):
+        spec_of({"model_type": "minimax_m2", "router_jitter_noise": 0.1})
