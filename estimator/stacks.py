@@ -28,6 +28,8 @@ class Stack:
     transformers 4.45 generate asks for the last token's only. `tuple_cache`: keys and values went
     from step to step as tuples, the old ones held while the new ones were made: twice the whole
     cache. `rotary_caches`: every layer had cos and sin of all positions as buffers.
+    `fp32_products`: float16 inputs are multiplied with 4-bit weights in fp32, which is what
+    bitsandbytes does where the loader names no `bnb_4bit_compute_dtype`.
     """
 
     name: str
@@ -40,7 +42,11 @@ class Stack:
     full_logits: bool = False
     tuple_cache: bool = False
     rotary_caches: bool = False
+    fp32_products: bool = False
 
+
+TODAY = Stack(name="today", source="the pinned versions (constraints.txt)")
+"""What `null` means: nothing differs."""
 
 STACKS = {
     stack.name: stack
@@ -54,6 +60,16 @@ STACKS = {
             full_logits=True,
             tuple_cache=True,
             rotary_caches=True,
+        ),
+        Stack(
+            name="transformers-4.32-defaults",
+            source="transformers 4.32 utils/quantization_config.py: load_in_4bit and nothing more",
+            reentrant_checkpointing=True,
+            shifted_logits=True,
+            full_logits=True,
+            tuple_cache=True,
+            rotary_caches=True,
+            fp32_products=True,
         ),
         Stack(
             name="transformers-4.38",

@@ -9,7 +9,7 @@ from benchmarks.evidence.reading import (
     Printed,
     Stated,
     card,
-    catalogue_name,
+    catalogue_model,
     dtype,
     quantization,
     whole,
@@ -53,7 +53,8 @@ def optimum_benchmark(row: Printed) -> Stated:
 def octocoder(row: Printed) -> Stated:
     """transformers' tutorial on speed and memory."""
     caveat = "about 25 prompt tokens"
-    case = _inference({**row, "seq": "25"}, "transformers-4.35")
+    stack = "transformers-4.35" if row["quant"] == "none" else "transformers-4.32-defaults"
+    case = _inference({**row, "seq": "25"}, stack)
     if row["seq"] != "~25 prompt tokens":
         raise NotStated(f"sequence length: {row['seq']}")
     return Stated(case, "allocated", caveat=caveat)
@@ -63,7 +64,7 @@ def _inference(row: Printed, stack: str) -> dict[str, Any]:
     weights = quantization(row)
     # A forward without generate is a prefill.
     return {
-        "model": catalogue_name(row["model"]),
+        "model": catalogue_model(row["model"]),
         "task": "inference",
         "dtype": dtype(row),
         **weights,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from benchmarks.evidence.reading import NotStated, Printed, Stated, card, catalogue_name, whole
+from benchmarks.evidence.reading import NotStated, Printed, Stated, card, catalogue_model, whole
 
 _LITGPT = (
     "litgpt's own implementation of the model, told in transformers' words: one-sided evidence only"
@@ -28,7 +28,7 @@ def litgpt(row: Printed) -> Stated:
         raise NotStated(f"sequence length: {text}")
     wide = "fp32 weights" in row["weights_dtype"]
     case: dict[str, Any] = {
-        "model": catalogue_name(row["model"]),
+        "model": catalogue_model(row["model"]),
         "task": "training" if row["task"] == "train" else "inference",
         "dtype": "float32" if wide else "bfloat16",
         "batch_size": whole(row, "batch"),
@@ -54,7 +54,7 @@ def deepseek(row: Printed) -> Stated:
     """DeepSeek-LLM's table: a prompt's forward at least, whatever the loop did after it."""
     _one_gpu(row)
     case = {
-        "model": catalogue_name(row["model"]),
+        "model": catalogue_model(row["model"]),
         "task": "inference",
         "batch_size": whole(row, "batch"),
         "sequence_length": whole(row, "seq"),

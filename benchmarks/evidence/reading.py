@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from estimator.config_source import load_config
+
 Printed = Mapping[str, str]
 """A row of the CSV file, column by column, as printed."""
 
@@ -27,21 +29,29 @@ class Stated:
 
 Rule = Callable[[Printed], Stated]
 
-_SAME_ARCHITECTURE = {
+_SAME_ARCHITECTURE: dict[str, str] = {
     "Llama-13B": "huggyllama/llama-13b",
     "NousResearch/Llama-2-70b-hf": "meta-llama/Llama-2-70b-hf",
     "NousResearch/Llama-2-7b-hf": "meta-llama/Llama-2-7b-hf",
-    "Qwen/Qwen2-0.5B-Instruct": "Qwen/Qwen2-0.5B",
-    "Qwen/Qwen2-1.5B-Instruct": "Qwen/Qwen2-1.5B",
-    "Qwen/Qwen2-7B-Instruct": "Qwen/Qwen2-7B",
     "bigcode/octocoder": "bigcode/starcoder",
     "lmsys/vicuna-7b-v1.5": "meta-llama/Llama-2-7b-hf",
 }
 """Fine-tunes and mirrors, by the catalogue's model of the same architecture and sizes."""
 
 
-def catalogue_name(model: str) -> str:
-    """Return the catalogue's model whose configuration a published model shares."""
+_DIFFERS: dict[str, tuple[str, dict[str, Any]]] = {
+    f"Qwen/Qwen2-{size}-Instruct": (f"Qwen/Qwen2-{size}", {"max_position_embeddings": 32768})
+    for size in ("0.5B", "1.5B", "7B")
+}
+"""Fine-tunes whose configuration differs from the catalogue's model in what matters."""
+
+
+def catalogue_model(model: str) -> str | dict[str, Any]:
+    """Return a case's `model`: the catalogue's of the same architecture, or its configuration."""
+    if model in _DIFFERS:
+        base, changes = _DIFFERS[model]
+        name = model.rpartition("/")[2]
+        return {"_name_or_path": name, **load_config(base).config, **changes}
     return _SAME_ARCHITECTURE.get(model, model)
 
 

@@ -82,7 +82,7 @@ def _case(stated: Stated) -> Case:
         case = Case.from_dict(stated.case)
         load_config(case.model)
     except ModelError:
-        raise NotStated(f"{stated.case['model']} is not in the catalogue") from None
+        raise NotStated("the model is not in the catalogue") from None
     except CaseError as error:
         raise NotStated(f"no case of ours: {error}") from None
     return case

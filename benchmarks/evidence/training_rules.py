@@ -10,7 +10,7 @@ from benchmarks.evidence.reading import (
     Printed,
     Stated,
     card,
-    catalogue_name,
+    catalogue_model,
     dtype,
     quantization,
     whole,
@@ -47,7 +47,7 @@ def fms(row: Printed) -> Stated:
         (counter, instant) for words, counter, instant in _FMS_FIGURES if words in row["metric"]
     )
     case: dict[str, Any] = {
-        "model": catalogue_name(row["model"]),
+        "model": catalogue_model(row["model"]),
         "task": "training",
         "dtype": dtype(row),
         **quantization(row),

@@ -137,6 +137,8 @@ def grow_cache(
 ) -> tuple[Tensor, Tensor]:
     """DynamicCache grows by concatenation: the new keys exist beside the old for a moment.
 
+    Caches that were tuples kept the old ones until the step's end.
+
     Args:
         consumes: whether the caller's names now are the cache's (without a fused projection,
             unless this says otherwise).
@@ -147,7 +149,7 @@ def grow_cache(
     for features in spec.cached_features:
         row = ctx.batch * features
         made.append(tape.new(row * ctx.keys, ctx.width, component="kv_cache"))
-        if ctx.held_keys:
+        if ctx.held_keys and not ctx.stack.tuple_cache:
             _free_old(tape, row * ctx.held_keys, ctx.width)
     if spec.fused is None if consumes is None else consumes:
         tape.drop(key, value)

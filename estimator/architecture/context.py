@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from estimator.case import Case, Lora
 from estimator.spec import Layer, Linear
+from estimator.stacks import STACKS, TODAY, Stack
 
 WIDTHS = {"bfloat16": 2, "float16": 2, "float32": 4}
 """Bytes of an element."""
@@ -51,6 +52,11 @@ class Context:
     """Bytes of an element in which quantized linears compute: the dtype as loaded."""
     amp: str | None = None
     """`bfloat16` or `float16` under autocast."""
+    stack: Stack = TODAY
+    """What an older software stack does otherwise."""
+    loaded_width: int | None = None
+    """Bytes of an element of embeddings and head, where they are not those of what flows between
+    the layers."""
 
     @property
     def tokens(self) -> int:
@@ -61,6 +67,11 @@ class Context:
     def decoding(self) -> bool:
         """Whether this is a step after the prefill: generate then runs experts differently."""
         return self.cached and self.queries < self.keys
+
+    @property
+    def outer_width(self) -> int:
+        """Bytes of an element of the embeddings' and the head's weights."""
+        return self.width if self.loaded_width is None else self.loaded_width
 
     @property
     def adapter_width(self) -> int:
@@ -80,12 +91,25 @@ def prepared(case: Case) -> bool:
     return case.training and case.quantization is not None and case.prepare_kbit
 
 
+def stack_of(case: Case) -> Stack:
+    """Return the conventions that a case's run follows."""
+    return TODAY if case.stack is None else STACKS[case.stack]
+
+
+def compute_width(case: Case) -> int:
+    """Return the bytes of an element in which quantized linears compute: the dtype as loaded."""
+    wide = stack_of(case).fp32_products and case.dtype == "float16"
+    return 4 if wide else WIDTHS[case.dtype]
+
+
 def training_context(case: Case) -> Context:
     """Return the context of a training step: S queries and keys, no cache.
 
     With k-bit preparation embeddings and norms are fp32, and so is what flows between layers.
     """
-    width = 4 if prepared(case) else WIDTHS[case.dtype]
+    loaded = WIDTHS[case.dtype]
+    norms = case.quantization is not None and stack_of(case).fp32_norms_on_quantized
+    width = 4 if norms or prepared(case) else loaded
     return Context(
         batch=case.batch_size,
         queries=case.sequence_length,
@@ -100,8 +124,10 @@ def training_context(case: Case) -> Context:
         cached=False,
         quantization=case.quantization,
         double_quantization=case.double_quantization,
-        compute_width=WIDTHS[case.dtype],
+        compute_width=compute_width(case),
         amp=None if case.mixed_precision is None else AMP_DTYPES[case.mixed_precision],
+        stack=stack_of(case),
+        loaded_width=loaded if norms and not prepared(case) else None,
     )
 
 
@@ -126,7 +152,8 @@ def inference_context(case: Case, queries: int, keys: int, held_keys: int = 0) -
         prompt=case.sequence_length,
         quantization=case.quantization,
         double_quantization=case.double_quantization,
-        compute_width=WIDTHS[case.dtype],
+        compute_width=compute_width(case),
+        stack=stack_of(case),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from estimator.architecture.context import stack_of
 from estimator.architecture.inference import play_inference
 from estimator.architecture.inventory import inventory
 from estimator.architecture.parts import known_activation
@@ -76,8 +77,8 @@ def _refuse(case: Case, spec: ModelSpec) -> None:
     _refuse_dropout_on_experts(case, spec)
     reasons = {
         f"mixed_precision {case.mixed_precision!r} here": _amp_unknown(case, spec),
+        f"stack {case.stack!r} with other norms than RMSNorm": _norms_unknown(case, spec),
         f"cache {case.cache!r}": not case.training and case.cache != "dynamic",
-        f"stack {case.stack!r}": case.stack is not None,
         "DoRA on stacked experts (peft has none)": _dora_experts(case, spec),
         f"activation {spec.layers[0].mlp.activation!r}": not known_activation(
             spec.layers[0].mlp.activation
@@ -132,15 +133,26 @@ def _amp_unknown(case: Case, spec: ModelSpec) -> bool:
     return not plain or not case.training or case.attention == "eager"
 
 
+def _norms_unknown(case: Case, spec: ModelSpec) -> bool:
+    """Whether a stack casts norms to fp32 whose formula is not that of Llama's."""
+    if case.quantization is None or not stack_of(case).fp32_norms_on_quantized:
+        return False
+    norms = (spec.final_norm, *(layer.input_norm for layer in set(spec.layers)))
+    return any(norm is None or norm.kind != "rms" for norm in norms)
+
+
 def _assumptions(case: Case, config: ModelConfig) -> tuple[str, ...]:
     lines = [*config.notes, "full, unpadded batches"]
     where = f"on {case.gpu}" if case.gpu else "before Hopper (no gpu named)"
     lines.append(f"cuBLAS workspaces as {where}: {workspace_bytes(case.gpu)} B a handle")
+    if case.stack is not None:
+        lines.append(f"what the stack {case.stack} did otherwise (docs/stacks.md)")
     if case.training:
-        lines.append("Trainer's step of transformers 5, read from the second step on")
+        version = "5" if case.stack is None else f"as {case.stack} has it"
+        lines.append(f"Trainer's step of transformers {version}, read from the second step on")
         if not case.keep_logits:
             lines.append("the loop lets go of the logits before backward, as Trainer does")
-    else:
+    elif case.stack is None:
         lines.append("generate: the last token's logits only, a cache that grows by concatenation")
     if case.attention == "sdpa":
         lines.append("sdpa chooses flash, memory-efficient or math as CUDA does before Hopper")

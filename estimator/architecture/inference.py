@@ -13,9 +13,10 @@ from estimator.architecture.context import (
     layer_context,
 )
 from estimator.architecture.inventory import Held, Inventory, weights
+from estimator.architecture.parts import cast
 from estimator.architecture.run import Pass, Run
 from estimator.architecture.stretches import layer_numbers, stretches
-from estimator.architecture.tape import Storage, Tape
+from estimator.architecture.tape import Storage, Tape, Tensor
 from estimator.architecture.training import (
     attention_masks,
     block_input,
@@ -40,14 +41,17 @@ def play_inference(case: Case, spec: ModelSpec, items: Inventory) -> Run:
     run.change("workspace", workspace_bytes(case.gpu))
     run.phases["load"] = [base.allocated_bytes, base.allocated_bytes]
     run.begin("prefill")
-    _forward(run, spec, inference_context(case, S, S))
+    ctx = inference_context(case, S, S)
+    _forward(run, spec, ctx)
     steps = case.max_new_tokens - 1
     if steps:
         run.begin("decode")
     after = _cache(spec, case, S)
-    # The last step is the largest, but the first replaces the whole prompt of sliding layers.
+    # The last step is the largest, but the first replaces the whole prompt of sliding layers, and
+    # an older generate still names the prompt's logits.
     slides = any(layer.attention.window is not None for layer in spec.layers)
-    for index in sorted({0 if slides else steps - 1, steps - 1}) if steps else ():
+    first = 0 if slides or ctx.stack.full_logits else steps - 1
+    for index in sorted({first, steps - 1}) if steps else ():
         before = _cache(spec, case, S + index)
         run.change(
             "kv_cache",
@@ -58,6 +62,11 @@ def play_inference(case: Case, spec: ModelSpec, items: Inventory) -> Run:
         run.change("temporaries", grown)
         _forward(run, spec, inference_context(case, 1, S + index + 1, S + index))
         run.change("temporaries", -grown)
+        if ctx.stack.tuple_cache:
+            run.change("kv_cache", -before.allocated_bytes, -before.requested_bytes)
+        if ctx.stack.full_logits and index == 0:
+            held = Storage(spec.vocab_size * ctx.tokens * 4, "logits")
+            run.change("logits", -held.allocated, -held.requested)
         after = _cache(spec, case, S + index + 1)
     return run
 
@@ -92,6 +101,10 @@ def _forward(run: Run, spec: ModelSpec, ctx: Context) -> None:
     run.change("temporaries", -also_held.allocated_bytes, -also_held.requested_bytes)
     run.change("temporaries", -shared)
     run.exchange("temporaries", returned, Held())
+    if ctx.stack.full_logits:
+        _all_logits(run, tape, normed, spec, ctx)
+        run.change("temporaries", -ids - positions)
+        return
     scores = blocks.logits(tape, normed, spec, ctx, ctx.batch)
     tape.drop(normed)
     run.play(Pass.of(tape.take_events(), "the last token's logits"))
@@ -100,6 +113,19 @@ def _forward(run: Run, spec: ModelSpec, ctx: Context) -> None:
     tape.drop(scores, copy)
     run.play(Pass.of(tape.take_events(), "the last token's logits"))
     run.change("temporaries", -positions)
+
+
+def _all_logits(run: Run, tape: Tape, normed: Tensor, spec: ModelSpec, ctx: Context) -> None:
+    """Every token's logits and an fp32 copy of them; the loop names the prompt's a step longer.
+
+    Source: LlamaForCausalLM.forward and GenerationMixin.greedy_search of transformers 4.35.
+    """
+    scores = blocks.logits(tape, normed, spec, ctx, ctx.tokens)
+    copy = blocks.as_logits(cast(tape, scores, 4))
+    tape.drop(scores, normed)
+    if ctx.decoding:
+        tape.drop(copy)
+    run.play(Pass.of(tape.take_events(), "the logits of all tokens"))
 
 
 def _layer_pass(spec: ModelSpec, layer: Layer, ctx: Context) -> Pass:

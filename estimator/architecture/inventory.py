@@ -16,7 +16,7 @@ from estimator.allocator import (
     CachingAllocator,
     expected_block,
 )
-from estimator.architecture.context import WIDTHS, prepared
+from estimator.architecture.context import WIDTHS, prepared, stack_of
 from estimator.architecture.quantized import quantized_blocks
 from estimator.case import Case, Lora
 from estimator.spec import Layer, Linear, ModelSpec, Moe
@@ -76,6 +76,8 @@ class Inventory:
     adapters: tuple[int, ...]
     buffers_bytes: tuple[int, ...]
     quantizable: tuple[Linear, ...]
+    rotary_caches: tuple[int, ...] = ()
+    """Elements of cos, and of sin, of all positions: what older stacks kept in each layer."""
 
     @property
     def base_count(self) -> int:
@@ -101,7 +103,12 @@ def inventory(spec: ModelSpec, lora: Lora | None) -> Inventory:
         buffers += [4 * (spec.rotary_dim // 2)] * spec.rope_tables
     linears = tuple(linear for layer in spec.layers for linear in layer.linears)
     buffers += spec.buffers
-    return Inventory(tuple(spec.parameter_counts()), tuple(adapters), tuple(buffers), linears)
+    caches: tuple[int, ...] = ()
+    if spec.rope_tables and spec.max_positions:
+        caches = (spec.max_positions * spec.rotary_dim,) * len(spec.layers)
+    return Inventory(
+        tuple(spec.parameter_counts()), tuple(adapters), tuple(buffers), linears, caches
+    )
 
 
 def adapter_tensors(layer: Layer, lora: Lora) -> Iterator[int]:
@@ -123,6 +130,8 @@ def adapter_tensors(layer: Layer, lora: Lora) -> Iterator[int]:
 def weights(case: Case, items: Inventory) -> Held:
     """Return the bytes of all parameters and buffers as loaded."""
     apart = held(items.adapters, 4) + held(items.buffers_bytes, 1)
+    if stack_of(case).rotary_caches:
+        apart += held(items.rotary_caches, WIDTHS[case.dtype], copies=2)
     if case.quantization is None:
         return held(items.base, WIDTHS[case.dtype]) + apart
     width = 4 if prepared(case) else WIDTHS[case.dtype]

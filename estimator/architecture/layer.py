@@ -121,9 +121,9 @@ def embeddings(tape: Tape, spec: ModelSpec, ctx: Context) -> tuple[Tensor, tuple
     are more than 3072 (aten/src/ATen/native/cuda/Embedding.cu).
     """
     count = ctx.tokens * spec.hidden_size
-    table = parameter(spec.vocab_size * spec.hidden_size, ctx.width, ctx.full)
+    table = parameter(spec.vocab_size * spec.hidden_size, ctx.outer_width, ctx.full)
     sort = (8 * ctx.tokens, 8 * ctx.tokens) if ctx.tokens > 3072 else ()
-    out = tape.op(count, ctx.width, (table,), temporaries=sort)
+    out = tape.op(count, ctx.outer_width, (table,), temporaries=sort)
     if spec.embedding_scaled:
         scaled = tape.op(count, ctx.width, (out,))
         tape.drop(out)
@@ -189,7 +189,8 @@ def final_norm(tape: Tape, x: Tensor, spec: ModelSpec, ctx: Context) -> Tensor:
 def logits(tape: Tape, x: Tensor, spec: ModelSpec, ctx: Context, rows: int) -> Tensor:
     """The head's product for `rows` tokens: [rows, vocabulary]."""
     read = product_input(tape, x, ctx)
-    weight = half_weight(tape, parameter(spec.head.weight_count, ctx.width, ctx.full), ctx)
+    table = parameter(spec.head.weight_count, ctx.outer_width, ctx.full)
+    weight = half_weight(tape, table, ctx)
     inputs: tuple[Tensor, ...] = (weight, read)
     if spec.head.bias:
         inputs = (parameter(spec.head.outputs, ctx.width, ctx.full), weight, read)
@@ -204,6 +205,13 @@ def logits(tape: Tape, x: Tensor, spec: ModelSpec, ctx: Context, rows: int) -> T
     return capped(tape, out, "logits") if spec.logits_softcap else out
 
 
+def as_logits(x: Tensor) -> Tensor:
+    """Call a tensor's bytes logits, and return it."""
+    if x.storage is not None:
+        x.storage.component = "logits"
+    return x
+
+
 def loss(tape: Tape, scores: Tensor, ctx: Context) -> Tensor:
     """Cross-entropy over all tokens, as ForCausalLMLoss computes it: an fp32 copy of the logits,
     a log-softmax that is saved, and in backward two more fp32 buffers of the logits' size.
@@ -211,9 +219,7 @@ def loss(tape: Tape, scores: Tensor, ctx: Context) -> Tensor:
     Source: transformers/loss/loss_utils.py; aten's log_softmax and nll_loss.
     """
     T = ctx.tokens
-    copy = cast(tape, scores, 4)
-    if copy is not scores and copy.storage is not None:
-        copy.storage.component = "logits"
+    copy = as_logits(cast(tape, scores, 4))
     labels = tape.new(ctx.batch * (ctx.queries + 1), 8)
     shifted = tape.new(T, 8)
     log_probabilities = tape.op(copy.count, 4, (copy,), saves_out=True, component="logits")

@@ -39,7 +39,9 @@ def norm(tape: Tape, x: Tensor, spec: Norm | None, ctx: Context) -> Tensor:
         return out
     else:
         back = cast(tape, normed, x.width)
-        out = _times_weight(tape, back, parameter(spec.size, x.width, ctx.full))
+        # A norm in fp32 makes what it is given fp32.
+        width = x.width if ctx.loaded_width is None else ctx.width
+        out = _times_weight(tape, back, parameter(spec.size, width, ctx.full))
         tape.drop(back)
     tape.drop(normed, variance, rstd)
     return out
@@ -139,8 +141,9 @@ def _times_rows(tape: Tape, x: Tensor, rows: Tensor) -> Tensor:
 
 def _times_weight(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
     """`weight * x` with one number a column; saves x where the weight trains."""
-    temporaries = (x.size,) if weight.grad else ()
-    return tape.op(x.count, x.width, (x, weight), operands(x, weight), temporaries=temporaries)
+    width = max(x.width, weight.width)
+    temporaries = (x.count * width,) if weight.grad or width != x.width else ()
+    return tape.op(x.count, width, (x, weight), operands(x, weight), temporaries=temporaries)
 
 
 def _layer_norm(tape: Tape, x: Tensor, spec: Norm, ctx: Context) -> Tensor:

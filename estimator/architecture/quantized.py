@@ -45,6 +45,9 @@ def _linear_4bit(tape: Tape, x: Tensor, spec: Linear, ctx: Context) -> Tensor:
     weight = spec.weight_count * ctx.compute_width
     scales = 4 * ceil_div(spec.weight_count, BLOCK_4BIT) if ctx.double_quantization else 0
     whole = (weight, scales) if scales else (weight,)
+    if ctx.half == "float16" and ctx.compute_width == 4:
+        # It is dequantized to what it was loaded in, and then cast.
+        whole = (2 * spec.weight_count, *whole)
     out = tape.op(
         rows * spec.outputs,
         ctx.compute_width,

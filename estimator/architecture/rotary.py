@@ -32,7 +32,7 @@ def table_bytes(spec: ModelSpec, ctx: Context) -> int:
     """Return the bytes of one kind of cos and sin, [1, Q, rotated features] each."""
     if spec.layers[0].attention.rotary_style == "complex":
         return 4 * ctx.queries * spec.rotary_dim
-    width = 4 if spec.layers[0].attention.rotary_style in _FP32_TABLES else ctx.width
+    width = 4 if spec.layers[0].attention.rotary_style in _FP32_TABLES else ctx.outer_width
     return 2 * ctx.queries * spec.rotary_dim * width
 
 

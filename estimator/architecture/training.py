@@ -5,11 +5,12 @@ Read from the second step on, when the optimizer's states and both cuBLAS worksp
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from estimator.allocator import expected_block
 from estimator.architecture import layer as blocks
+from estimator.architecture import older
 from estimator.architecture.context import AMP_WIDTH, Context, training_context
 from estimator.architecture.inventory import Held, Inventory, held, trainable, weights
 from estimator.architecture.optimizer import optimizer_memory
@@ -117,7 +118,11 @@ def _forward_and_backward(
     head.drop(x)
     norm_events = head.take_events()
     scores = blocks.logits(head, normed, spec, ctx, ctx.tokens)
-    value = blocks.loss(head, scores, ctx)
+    if ctx.stack.shifted_logits:
+        upcast = spec.model_type not in ctx.stack.uncast_loss_types
+        value = older.shifted_loss(head, scores, upcast, ctx)
+    else:
+        value = blocks.loss(head, scores, ctx)
     # The model's forward still names its last hidden states.
     head.drop(normed)
     loss_events, converted = _outputs(head, scores, ctx, keep_logits)
@@ -129,6 +134,9 @@ def _forward_and_backward(
     run.play(Pass.of(embedding.take_events(), "the model's forward returns"))
     vocabulary = f"the loss over the {spec.vocab_size}-token vocabulary"
     run.play(Pass.of(loss_events, vocabulary))
+    if kinds.cached is not None:
+        layers = len(kinds.order)
+        run.change("kv_cache", -layers * kinds.cached.allocated, -layers * kinds.cached.requested)
     for key in kinds.order:
         if kinds.passes[key].release.events:
             run.play(kinds.passes[key].release)
@@ -230,29 +238,35 @@ def _tied_table(tape: Tape, spec: ModelSpec) -> Tensor | None:
 
 @dataclass(slots=True)
 class _Kinds:
-    passes: dict[tuple[int, bool], LayerPasses]
-    order: list[tuple[int, bool]]
+    passes: dict[tuple[int, bool, int], LayerPasses]
+    order: list[tuple[int, bool, int]]
+    cached: Storage | None
 
 
 def _layer_passes(spec: ModelSpec, ctx: Context, in_grad: bool, accumulates: bool) -> _Kinds:
     """Play each kind of layer once; the first layers may see an input without gradient."""
-    kinds = _Kinds({}, [])
-    grad = in_grad
+    kinds = _Kinds({}, [], older.cached_projection(spec, ctx))
+    grad, width = in_grad, ctx.outer_width
     for layer, number in zip(spec.layers, layer_numbers(spec), strict=True):
-        key = (number, grad)
+        key = (number, grad, width)
         if key not in kinds.passes:
-            kinds.passes[key] = _play_layer(spec.hidden_size, layer, ctx, grad, accumulates)
+            played = _play_layer(spec.hidden_size, layer, ctx, grad, width, accumulates)
+            if kinds.cached is not None:
+                events = [*played.forward.events, Event(kinds.cached, 1)]
+                played = replace(played, forward=Pass.of(events, played.forward.label))
+            kinds.passes[key] = played
         kinds.order.append(key)
-        grad = kinds.passes[key].out_grad
+        grad, width = kinds.passes[key].out_grad, ctx.width
     return kinds
 
 
 @lru_cache(maxsize=128)
 def _play_layer(
-    hidden_size: int, layer: Layer, ctx: Context, in_grad: bool, accumulates: bool
+    hidden_size: int, layer: Layer, ctx: Context, in_grad: bool, in_width: int, accumulates: bool
 ) -> LayerPasses:
-    tape = Tape(discard=ctx.checkpointing, accumulate=accumulates)
-    x = block_input(hidden_size, ctx, in_grad)
+    reentrant = ctx.checkpointing and ctx.stack.reentrant_checkpointing
+    tape = Tape(recording=not reentrant, discard=ctx.checkpointing, accumulate=accumulates)
+    x = block_input(hidden_size, ctx, in_grad, in_width)
     out = blocks.decoder_layer(tape, x, layer, ctx)
     assert x.storage is not None
     assert out.storage is not None
@@ -270,15 +284,27 @@ def _play_layer(
     forward = Pass.of(forward_events, "a layer's forward")
     first_pass = tape
     if ctx.checkpointing:
-        tape = Tape(accumulate=accumulates, stop_after=first_pass.saving_nodes)
+        stop_after = None if reentrant else first_pass.saving_nodes
+        tape = Tape(accumulate=accumulates, stop_after=stop_after)
         again = Tensor(x.count, x.width, in_grad or ctx.full, x.storage)
         out = blocks.decoder_layer(tape, again, layer, ctx)
+        # The second pass has an autocast context of its own.
+        tape.release_cached()
         label = "a layer's recomputation and backward"
     else:
         label = "a layer's backward"
     second_pass = tape.take_events()
-    reached = tape.backward(out, Storage(out.size, None))
-    if ctx.checkpointing:
+    incoming = Storage(out.size, None)
+    incoming.refs += reentrant
+    reached = tape.backward(out, incoming)
+    if reentrant:
+        # Its backward plays the whole block first, and names the block's output and the gradient
+        # until it returns.
+        tape.free(incoming)
+        tape.release_pins()
+        tape.events[:0] = second_pass
+        tape.drop(out, x)
+    elif ctx.checkpointing:
         # What needs no saved tensor (residuals, scalings) is differentiated before it.
         tape.events[tape.first_unpack : tape.first_unpack] = second_pass
         tape.drop(x)
@@ -291,10 +317,11 @@ def _play_layer(
     return LayerPasses(forward, backward, out.grad, keeps_input, release, unpin)
 
 
-def block_input(hidden_size: int, ctx: Context, grad: bool) -> Tensor:
+def block_input(hidden_size: int, ctx: Context, grad: bool, width: int | None = None) -> Tensor:
     """Return a block's input [B, S, hidden], allocated by the block before."""
     size = ctx.tokens * hidden_size
-    return Tensor(size, ctx.width, grad, Storage(size * ctx.width, None))
+    width = width or ctx.width
+    return Tensor(size, width, grad, Storage(size * width, None))
 
 
 def probabilities(spec: ModelSpec, layer: Layer, ctx: Context) -> Held:
