@@ -100,26 +100,39 @@ def predicted_reserved(fit: Fit, case: Case, report: MemoryReport) -> int | None
         share, base = values.get(f"fragmentation_{case.task}"), report.peak.allocated_bytes
     else:
         share, base = values.get(f"correction_{case.task}"), own
-    return None if share is None else max(report.peak.allocated_bytes, base + _round(share, moving))
+    if share is None:
+        return None
+    allocated = report.peak.allocated_bytes
+    return max(allocated, capped(base + _round(share, moving), allocated, case.gpu))
 
 
 def predicted_device(fit: Fit, case: Case, report: MemoryReport) -> int | None:
-    """Return device bytes by a fit: allocated, `cache_TASK` of the moving bytes, and the context.
+    """Return device bytes by a fit, None where it does not suit the report.
 
-    On a card that holds the run at all, device bytes end at its memory: the allocator then gives
-    its cache back.
+    They are allocated bytes and `cache_TASK` of the moving bytes (or the reserved bytes that the
+    formulas gave themselves and `beyond_TASK` of the moving bytes), and the context.
     """
-    values = fit.values()
-    share = values.get(f"cache_{case.task}")
-    context = values.get(f"context_{case.gpu}", values.get(f"context_{ANY_GPU}"))
+    values, own = fit.values(), report.peak.reserved_bytes
+    context = values.get(context_name(case), values.get(f"context_{ANY_GPU}"))
+    if own is None:
+        share, base = values.get(f"cache_{case.task}"), report.peak.allocated_bytes
+    else:
+        share, base = values.get(f"beyond_{case.task}"), own
     if share is None or context is None:
         return None
-    moving = moving_bytes(report.peak, report.components)
-    return report.peak.allocated_bytes + _round(share, moving) + round(context)
+    return base + _round(share, moving_bytes(report.peak, report.components)) + round(context)
+
+
+def context_name(case: Case) -> str:
+    """Return the name of the coefficient for the context on a case's card."""
+    return f"context_{ANY_GPU if case.gpu is None else find_gpu(case.gpu).name}"
 
 
 def capped(size_bytes: int, allocated_bytes: int, gpu: str | None) -> int:
-    """Return device bytes that the card can show: at most its memory, if the run fits on it."""
+    """Return reserved or device bytes as the card can show them: at most its memory.
+
+    Near its end the allocator gives its cache back; a run that does not fit is not ended here.
+    """
     if gpu is None:
         return size_bytes
     memory = find_gpu(gpu).memory_bytes
@@ -140,9 +153,9 @@ def _interval(
         low_bytes=math.floor(rule.low_ratio * allocated),
         high_bytes=math.ceil(rule.high_ratio * allocated),
         level=rule.level,
-        basis=f"calibration {calibration.name}: {rule.runs} runs {calibration.evidence}, "
-        f"{len(rule.families)} model families, each left out in turn; "
-        f"held {100 * (rule.coverage or 0):.0f} % of them",
+        basis=f"calibration {calibration.name}: {rule.runs} runs {calibration.evidence}; of the "
+        f"model families {', '.join(rule.families)}, each left out in turn, it held "
+        f"{100 * (rule.coverage or 0):.0f} %",
     )
 
 

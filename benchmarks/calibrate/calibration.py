@@ -34,7 +34,7 @@ from profiler.provenance import code_version
 if TYPE_CHECKING:
     from benchmarks.calibrate.least_squares import Array
 
-MIN_KIND_RUNS = 5
+MIN_KIND_RUNS = 2
 """A kind of run with fewer is not covered by its task's interval either."""
 
 _DIGITS = 6
@@ -158,12 +158,12 @@ def _rules(model: Model, predicted: Array) -> list[IntervalRule]:
     """Return a rule for every kind of run that the equations know.
 
     A kind with too little evidence of its own takes the interval of all runs of its task, or else
-    of all runs, if it is among them at least `MIN_KIND_RUNS` times.
+    of all runs, if it is among them at least `MIN_KIND_RUNS` times, and that interval misses no
+    more of its own runs than chance allows.
     """
     import numpy as np
 
     one_sided = model.counter == "device"
-    fit = upper_bound if one_sided else two_sided
     kinds = np.array([item.run.run.kind for item in model.equations])
     tasks = np.array([item.run.run.case.task for item in model.equations])
     families = np.array(model.families)
@@ -173,14 +173,15 @@ def _rules(model: Model, predicted: Array) -> list[IntervalRule]:
         own = kinds == kind
         count = int(own.sum())
         task = kind.split(" ")[0]
-        pools = [(own, f"runs of this kind ({kind})")]
-        if count >= MIN_KIND_RUNS:
-            among = f"{count} of them of this kind ({kind})"
-            pools.append((tasks == task, f"all runs of {task}, {among}"))
-            pools.append((np.ones(len(kinds), np.bool_), f"all runs, {among}"))
-        answers = [fit(ratios[pool], families[pool].tolist()) for pool, _ in pools]
-        place = next((i for i, one in enumerate(answers) if isinstance(one, Ratios)), 0)
-        found, (pool, words) = answers[place], pools[place]
+        pool, words = own, f"runs of this kind ({kind})"
+        found = _interval(ratios[own], families[own].tolist(), one_sided)
+        wider = ((tasks == task, f"runs of {task}"), (np.ones(len(kinds), np.bool_), "runs"))
+        for others, name in wider if isinstance(found, Refusal) and count >= MIN_KIND_RUNS else ():
+            pooled = _interval(ratios[others], families[others].tolist(), one_sided)
+            if isinstance(pooled, Ratios) and pooled.suits(ratios[own]):
+                pool, found = others, pooled
+                words = f"all {name}, {count} of them of this kind ({kind})"
+                break
         ratio = found if isinstance(found, Ratios) else None
         rules.append(
             IntervalRule(
@@ -196,6 +197,10 @@ def _rules(model: Model, predicted: Array) -> list[IntervalRule]:
             )
         )
     return rules
+
+
+def _interval(ratios: Array, families: Sequence[str], one_sided: bool) -> Ratios | Refusal:
+    return upper_bound(ratios, families) if one_sided else two_sided(ratios, families)
 
 
 def _ids(model: Model) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from benchmarks.calibrate.answers import Answered
 from benchmarks.calibrate.least_squares import System, Term
 from estimator.article import CALCULATOR
-from estimator.calibrated import capped, moving_bytes
+from estimator.calibrated import capped, context_name, moving_bytes
 from estimator.case import TASKS
 from estimator.coefficients import ANY_GPU
 from estimator.headroom import CONTEXT_HIGH_BYTES, CONTEXT_LOW_BYTES
@@ -129,51 +129,42 @@ def scratch_model(runs: Sequence[Answered]) -> Model:
 
 def fragmentation_model(runs: Sequence[Answered]) -> Model:
     """From allocated to reserved bytes, or a correction of reserved bytes of the formulas' own."""
-    found = _with_counter(runs, "reserved")
-    own = any(report.peak.reserved_bytes is not None for _, report, _ in found)
-    name = "correction" if own else "fragmentation"
-    least = -0.5 if own else 0.0
+    found, own = _based(_with_counter(runs, "reserved"))
+    name, least = ("correction", -0.5) if own else ("fragmentation", 0.0)
     terms = tuple(
         Term(f"{name}_{task}", f"of the moving bytes in {task}", 0, least, 2) for task in TASKS
     )
     equations = []
     for item, report, measured in found:
-        offset = report.peak.reserved_bytes
-        if own and offset is None:
-            continue
         features = {f"{name}_{item.run.case.task}": float(_moving(report))}
-        equations.append(
-            Equation(
-                item,
-                measured,
-                report.peak.allocated_bytes if offset is None else offset,
-                features,
-            )
-        )
+        equations.append(Equation(item, measured, _base(report), features, _most(item, report)))
     return Model("fragmentation", "architecture", "reserved", terms, tuple(equations))
 
 
 def device_model(runs: Sequence[Answered]) -> Model:
     """From allocated to device bytes: what the allocator keeps cached, and the CUDA context.
 
-    The context has a coefficient a card; `any` is the typical one for cards without evidence.
+    Where the formulas give reserved bytes themselves, from those. The context has a coefficient a
+    card; `any` is the typical one for cards without evidence.
     """
-    found = _with_counter(runs, "device")
-    cards = sorted({item.run.case.gpu or ANY_GPU for item, _, _ in found} | {ANY_GPU})
+    found, own = _based(_with_counter(runs, "device"))
+    name, least = ("beyond", -0.5) if own else ("cache", 0.0)
+    contexts = sorted({context_name(item.run.case) for item, _, _ in found})
     typical = (CONTEXT_LOW_BYTES + CONTEXT_HIGH_BYTES) / 2
     terms = (
-        *(Term(f"cache_{task}", f"of the moving bytes in {task}", 0, 0, 2) for task in TASKS),
-        *(Term(f"context_{card}", "B", typical, 0, CONTEXT_MOST_BYTES) for card in cards),
+        *(Term(f"{name}_{task}", f"of the moving bytes in {task}", 0, least, 2) for task in TASKS),
+        *(
+            Term(context, "B", typical, 0, CONTEXT_MOST_BYTES)
+            for context in dict.fromkeys([*contexts, f"context_{ANY_GPU}"])
+        ),
     )
     equations = []
     for item, report, measured in found:
         features = {
-            f"cache_{item.run.case.task}": float(_moving(report)),
-            f"context_{item.run.case.gpu or ANY_GPU}": 1.0,
+            f"{name}_{item.run.case.task}": float(_moving(report)),
+            context_name(item.run.case): 1.0,
         }
-        allocated = report.peak.allocated_bytes
-        most = capped(MANY_BYTES, allocated, item.run.case.gpu)
-        equations.append(Equation(item, measured, allocated, features, most))
+        equations.append(Equation(item, measured, _base(report), features, _most(item, report)))
     return Model("device", "architecture", "device", terms, tuple(equations))
 
 
@@ -185,15 +176,32 @@ MODELS: tuple[Callable[[Sequence[Answered]], Model], ...] = (
 )
 
 
-def _moving(report: MemoryReport) -> int:
-    return moving_bytes(report.peak, report.components)
+Found = list[tuple[Answered, MemoryReport, int]]
+"""Runs with an estimate and the measured bytes of one counter."""
 
 
-def _with_counter(
-    runs: Iterable[Answered], counter: str
-) -> list[tuple[Answered, MemoryReport, int]]:
+def _with_counter(runs: Iterable[Answered], counter: str) -> Found:
     return [
         (item, item.architecture, item.run.counters[counter])
         for item in runs
         if item.architecture is not None and counter in item.run.counters
     ]
+
+
+def _based(found: Found) -> tuple[Found, bool]:
+    """Return the runs that share a base, and whether it is reserved bytes of the formulas' own."""
+    own = [row for row in found if row[1].peak.reserved_bytes is not None]
+    return own or found, bool(own)
+
+
+def _base(report: MemoryReport) -> int:
+    reserved = report.peak.reserved_bytes
+    return report.peak.allocated_bytes if reserved is None else reserved
+
+
+def _moving(report: MemoryReport) -> int:
+    return moving_bytes(report.peak, report.components)
+
+
+def _most(item: Answered, report: MemoryReport) -> int:
+    return capped(MANY_BYTES, report.peak.allocated_bytes, item.run.case.gpu)

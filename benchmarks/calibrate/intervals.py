@@ -9,6 +9,7 @@ others, is the level. Where no width does that within a tolerance, there is no i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,9 @@ ONE_SIDED_LEVEL = 0.95
 ONE_SIDED_TOLERANCE = 0.03
 """A one-sided 95 % bound has to hold 92 to 98 %."""
 
+MIN_CHANCE = 0.05
+"""Of as many misses or more among the runs of one kind, for them to have all runs' interval."""
+
 _WIDTHS = tuple(1.03**step for step in range(-60, 140))
 """Factors on the quantiles' distance from the median, on a logarithmic scale: 0.17 to 60."""
 
@@ -38,6 +42,23 @@ class Ratios:
     low: float | None
     high: float
     coverage: float
+
+    def suits(self, ratios: Array) -> bool:
+        """Whether some of the runs may have it: it misses no more of them than chance allows.
+
+        By the binomial distribution of misses at its level; below `MIN_CHANCE` is no chance.
+        """
+        outside = ratios > self.high
+        miss = 1 - ONE_SIDED_LEVEL
+        if self.low is not None:
+            outside |= ratios < self.low
+            miss = 1 - TWO_SIDED_LEVEL
+        count, missed = len(ratios), int(outside.sum())
+        chance = sum(
+            math.comb(count, number) * miss**number * (1 - miss) ** (count - number)
+            for number in range(missed, count + 1)
+        )
+        return chance >= MIN_CHANCE
 
 
 @dataclass(frozen=True, slots=True)

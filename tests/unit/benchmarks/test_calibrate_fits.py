@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from benchmarks.calibrate.fits import MODELS, Model, article_model, device_model
+from benchmarks.calibrate.fits import (
+    MODELS,
+    Model,
+    article_model,
+    device_model,
+    fragmentation_model,
+)
 from benchmarks.calibrate.least_squares import System, Term, fit_point, fit_with_intervals
 from benchmarks.calibrate.left_out import (
     errors,
@@ -17,6 +25,7 @@ from benchmarks.calibrate.left_out import (
 )
 from benchmarks.calibrate.recovery import TRUTH, follow, made_up_runs, recovered
 from estimator.coefficients import Errors
+from estimator.units import MIB
 
 TERMS = (Term("slope", "x", 1.0, 0.0, 10.0), Term("base", "B", 0.0, 0.0, 1e9))
 
@@ -132,6 +141,22 @@ def test_the_article_is_met_by_its_own_figures(models: dict[str, Model]) -> None
         assert item.run.article is not None
         allocated = item.run.article.peak.allocated_bytes
         assert item.measured == pytest.approx(allocated, abs=4)
+
+
+def test_reserved_bytes_of_the_formulas_own_are_the_base() -> None:
+    runs = []
+    for item in made_up_runs():
+        report = item.architecture
+        assert report is not None
+        peak = replace(report.peak, reserved_bytes=report.peak.allocated_bytes + 5 * MIB)
+        runs.append(replace(item, architecture=replace(report, peak=peak)))
+    for build, prefix in ((fragmentation_model, "correction"), (device_model, "beyond")):
+        model = build(runs)
+        assert {term.name for term in model.terms} >= {f"{prefix}_inference", f"{prefix}_training"}
+        for equation in model.equations:
+            report = equation.run.architecture
+            assert report is not None
+            assert equation.offset == report.peak.reserved_bytes
 
 
 def test_runs_without_the_counter_are_no_equations() -> None:

@@ -87,7 +87,7 @@ def test_an_interval_is_around_the_allocated_peak_and_says_its_basis() -> None:
     assert found.interval.high_bytes == pytest.approx(1.03 * allocated, abs=1)
     assert found.interval.level == 0.9
     assert "40 runs made up" in found.interval.basis
-    assert "3 model families" in found.interval.basis
+    assert "model families a, b, c" in found.interval.basis
     assert NO_INTERVAL not in found.assumptions
     assert NOT_ESTIMATED in found.assumptions
 
@@ -129,6 +129,11 @@ def test_device_bytes_are_a_bound_above_everything_else() -> None:
     assert found.peak.device_bytes == pytest.approx(1.25 * point, abs=4)
     (line,) = [one for one in found.assumptions if one.startswith("device bytes")]
     assert "95% of runs like it stay below" in line
+    spelled = answer(
+        calibration((fit("device", **values),), rule("device", None, 1.25)),
+        replace(CASE, gpu="nvidia a100 80gb"),
+    )
+    assert spelled.peak.device_bytes == found.peak.device_bytes
     elsewhere = answer(
         calibration((fit("device", **values),), rule("device", None, 1.25)),
         replace(CASE, gpu="H100"),
