@@ -1,0 +1,84 @@
+"""The calibration that comes with the package: its copies, its page, and whether it still holds.
+
+Where evidence or formulas changed: `python -m benchmarks.calibrate.page` makes it anew.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks.calibrate import page
+from benchmarks.calibrate.answers import Answered, answer_runs
+from benchmarks.calibrate.evidence import evidence_hash, published_runs
+from benchmarks.calibrate.left_out import family_weights
+from estimator import Case, estimate
+from estimator.coefficients import load_calibration, matching_calibration
+
+
+@pytest.fixture(scope="module")
+def answered() -> tuple[Answered, ...]:
+    return answer_runs(published_runs()).runs
+
+
+def test_the_package_has_the_stored_one() -> None:
+    assert load_calibration(page.NAME) == page.stored()
+
+
+def test_the_page_shows_it() -> None:
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert page.refreshed(text, page.stored()) == text
+
+
+def test_it_was_made_from_the_evidence_that_is_there(answered: tuple[Answered, ...]) -> None:
+    assert page.stored().evidence_hash == evidence_hash(item.run for item in answered)
+
+
+def test_estimates_use_it_and_say_so() -> None:
+    case = Case.from_dict({"model": "gpt2", "gpu": "A100-80GB"})
+    calibration = matching_calibration(case)
+    assert calibration is not None
+    report = estimate(case, calibration=calibration)
+    assert report.interval is not None
+    assert "published by others" in report.interval.basis
+    low, high = report.interval.low_bytes, report.interval.high_bytes
+    assert 0 < low <= high
+    peak = report.peak
+    assert peak.device_bytes is not None
+    assert peak.device_bytes > peak.allocated_bytes
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_its_intervals_hold_what_todays_formulas_miss(answered: tuple[Answered, ...]) -> None:
+    shipped = load_calibration(page.NAME)
+    for kind in sorted({item.run.kind for item in answered}):
+        held, families = [], []
+        if shipped.interval("allocated", kind) is None:
+            continue
+        for item in answered:
+            report = estimate(item.run.case, calibration=shipped) if item.architecture else None
+            if report is None or item.run.kind != kind or "allocated" not in item.run.counters:
+                continue
+            assert report.interval is not None
+            low, high = report.interval.low_bytes, report.interval.high_bytes
+            held.append(low <= item.run.counters["allocated"] <= high)
+            families.append(item.run.family)
+        weights = family_weights(families)
+        share = sum(weight for weight, inside in zip(weights, held, strict=True) if inside)
+        assert share >= 0.75 if len(held) < 20 else share >= 0.85, (kind, share)
+
+
+def test_its_bounds_hold_what_devices_showed(answered: tuple[Answered, ...]) -> None:
+    shipped = load_calibration(page.NAME)
+    held, families = [], []
+    for item in answered:
+        if item.architecture is None or "device" not in item.run.counters:
+            continue
+        bound = estimate(item.run.case, calibration=shipped).peak.device_bytes
+        if bound is not None:
+            held.append(item.run.counters["device"] <= bound)
+            families.append(item.run.family)
+    assert len(held) >= 50
+    weights = family_weights(families)
+    assert sum(w for w, inside in zip(weights, held, strict=True) if inside) >= 0.92
