@@ -114,9 +114,13 @@ def _phases(report: MemoryReport, verbose: bool) -> str:
 
 
 def _counters(report: MemoryReport) -> list[str]:
-    """Return the counters beside `allocated` that this source knows."""
+    """Return the counters beside `allocated` that this source knows.
+
+    An estimate's device bytes are a bound (estimator/calibrated.py), others' were read.
+    """
+    bound = " at most" if report.source == "architecture" else ""
     known = [
-        f"{name} {format_both(size)}"
+        f"{name}{bound if name == 'device' else ''} {format_both(size)}"
         for name in ("requested", "reserved", "device")
         if (size := getattr(report.peak, f"{name}_bytes")) is not None
     ]

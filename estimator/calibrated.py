@@ -191,8 +191,8 @@ def _device(
     allocated = report.peak.allocated_bytes
     bound = max(math.ceil(rule.high_ratio * point), reserved or 0, allocated)
     return capped(bound, allocated, case.gpu), (
-        f"device bytes are a bound: {rule.level:.0%} of runs like it stay below "
-        f"({rule.runs} runs {calibration.evidence}); typical is {format_gib(point)}"
+        f"device bytes are a bound: {rule.level:.0%} of left-out runs stay below it (calibration "
+        f"{calibration.name}, {rule.runs} runs); typical is {format_gib(point)}"
     )
 
 
@@ -219,7 +219,5 @@ def _scaled(report: MemoryReport, fit: Fit) -> MemoryReport:
 
 
 def _from(calibration: Calibration, fit: Fit) -> str:
-    return (
-        f"calibration {calibration.name}, fitted to {fit.runs} runs {calibration.evidence} "
-        f"({len(fit.families)} model families)"
-    )
+    count = len(fit.families)
+    return f"calibration {calibration.name}, fitted to {fit.runs} runs of {count} model families"

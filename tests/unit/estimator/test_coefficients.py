@@ -128,7 +128,7 @@ def test_device_bytes_are_a_bound_above_everything_else() -> None:
     point = REPORT.peak.allocated_bytes + moving / 2 + 500 * MIB
     assert found.peak.device_bytes == pytest.approx(1.25 * point, abs=4)
     (line,) = [one for one in found.assumptions if one.startswith("device bytes")]
-    assert "95% of runs like it stay below" in line
+    assert "95% of left-out runs stay below" in line
     spelled = answer(
         calibration((fit("device", **values),), rule("device", None, 1.25)),
         replace(CASE, gpu="nvidia a100 80gb"),
