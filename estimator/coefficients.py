@@ -8,6 +8,7 @@ families that were left out of the fit; what did not improve those was refused a
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib.resources import files
@@ -15,7 +16,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from estimator.case import Case
-from estimator.errors import GpumemError, show_choices, show_value
+from estimator.config_source import load_config
+from estimator.errors import GpumemError, UnsupportedError, show_choices, show_value
+from estimator.families import parse_spec
+from estimator.spec import Moe
 from estimator.strict_json import MAX_JSON_BYTES, parse_json
 
 SCHEMA_VERSION = 1
@@ -168,9 +172,34 @@ class Calibration:
 
 
 def run_kind(case: Case) -> str:
-    """Return the kind of run that evidence is grouped by, such as `training lora nf4`."""
-    parts = [case.task, *([case.method] if case.training else [])]
-    return " ".join([*parts, *([case.quantization] if case.quantization else [])])
+    """Return the kind of run that evidence is grouped by, such as `training lora nf4 checkpointed`.
+
+    It names what changes which formulas answer: evidence of one kind says nothing of another.
+
+    Raises:
+        ModelError: when the model's configuration cannot be found or read.
+    """
+    parts = [case.task]
+    if case.training:
+        parts.append("dora" if case.lora is not None and case.lora.use_dora else case.method)
+    parts += [case.quantization] if case.quantization else []
+    parts += ["moe"] if _has_experts(case) else []
+    parts += [f"amp-{case.mixed_precision}"] if case.mixed_precision else []
+    if not case.training:
+        return " ".join([*parts, *([case.cache] if case.cache != "dynamic" else [])])
+    parts += ["checkpointed"] if case.gradient_checkpointing else []
+    parts += ["eager"] if case.attention == "eager" else []
+    if case.method == "full" and not case.optimizer.startswith("adamw_torch"):
+        parts.append(case.optimizer)
+    return " ".join(parts)
+
+
+def _has_experts(case: Case) -> bool:
+    with suppress(UnsupportedError):
+        return any(
+            isinstance(layer.mlp, Moe) for layer in parse_spec(load_config(case.model)).layers
+        )
+    return False
 
 
 def shipped_names() -> tuple[str, ...]:

@@ -65,9 +65,17 @@ def test_kinds_of_runs() -> None:
         return run_kind(Case.from_dict({"model": "gpt2", **fields}))
 
     assert kind() == "inference"
-    assert kind(quantization="int8") == "inference int8"
+    assert kind(quantization="int8", attention="eager") == "inference int8"
+    assert kind(cache="static") == "inference static"
+    assert kind(model="mistralai/Mixtral-8x7B-v0.1") == "inference moe"
     assert kind(task="training") == "training full"
-    assert kind(task="training", method="lora", quantization="nf4") == "training lora nf4"
+    assert kind(task="training", optimizer="adamw_torch") == "training full"
+    assert kind(task="training", optimizer="sgd", attention="eager") == "training full eager sgd"
+    qlora = {"method": "lora", "quantization": "nf4", "optimizer": "adamw_bnb_8bit"}
+    ways = {"mixed_precision": "bf16", "gradient_checkpointing": True}
+    assert kind(task="training", **qlora) == "training lora nf4"
+    assert kind(task="training", **qlora, **ways) == "training lora nf4 amp-bf16 checkpointed"
+    assert kind(task="training", method="lora", lora={"use_dora": True}) == "training dora"
 
 
 def test_nothing_known_is_said_and_changes_nothing() -> None:
@@ -229,13 +237,13 @@ def test_no_such_calibration() -> None:
 
 
 def test_what_is_shipped_is_found_where_it_has_evidence() -> None:
-    for name in shipped_names():
-        shipped = load_calibration(name)
-        for held in (one for one in shipped.intervals if one.held):
-            task, _, rest = held.kind.partition(" ")
-            method, _, quantization = (
-                rest.partition(" ") if task == "training" else ("full", "", rest)
-            )
-            fields = {"task": task, "quantization": quantization or None}
-            fields |= {"method": method} if task == "training" else {}
-            assert matching_calibration(Case.from_dict({"model": "gpt2", **fields})) is not None
+    full = {"model": "gpt2", "task": "training"}
+    kinds = {
+        rule.kind
+        for name in shipped_names()
+        for rule in load_calibration(name).intervals
+        if rule.held
+    }
+    for fields in ({"model": "gpt2"}, full, {**full, "gradient_checkpointing": True}):
+        case = Case.from_dict(fields)
+        assert (matching_calibration(case) is not None) is (run_kind(case) in kinds)
