@@ -361,6 +361,9 @@ class ModelSpec:
     logits_scaled: bool = False
     logits_softcap: bool = False
     embedding_norm: Norm | None = None
+    mask_style: str = "additive"
+    """Which masks eager attention is given: `additive` ones in the weights' dtype, or `boolean`
+    ones, which backward needs (MPT)."""
     attentions: tuple[str, ...] = ("sdpa", "eager", "flash_attention_2")
     """Attentions that the model's class supports and that have a formula; without sdpa
     transformers takes eager instead."""

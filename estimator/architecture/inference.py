@@ -6,6 +6,7 @@ Source: GenerationMixin._sample; `logits_to_keep` is 1.
 from __future__ import annotations
 
 from estimator.architecture import layer as blocks
+from estimator.architecture.alibi import alibi_bytes
 from estimator.architecture.context import (
     WIDTHS,
     Context,
@@ -82,6 +83,7 @@ def _forward(run: Run, spec: ModelSpec, ctx: Context) -> None:
     also_held = Held() if held else Held(hidden.storage.requested, hidden.storage.allocated)
     run.change("temporaries", also_held.allocated_bytes, also_held.requested_bytes)
     shared = rotary_tables(spec, ctx) + sum(attention_masks(spec, ctx).values())
+    shared += alibi_bytes(spec, ctx)
     run.change("temporaries", shared)
     numbers = layer_numbers(spec)
     passes: dict[int, Pass] = {}

@@ -234,7 +234,7 @@ def _eager(
         biased = add_mask(tape, scores)
         tape.drop(scores)
         scores = biased
-    probabilities = _softmax(tape, scores, spec, ctx)
+    probabilities = softmax(tape, scores, spec, ctx)
     tape.drop(scores)
     weights = dropout(tape, probabilities, spec.dropout, ctx)
     tape.drop(probabilities)
@@ -258,7 +258,7 @@ def add_mask(tape: Tape, scores: Tensor) -> Tensor:
     return tape.op(scores.count, scores.width, (scores,), grads=(PASS,))
 
 
-def _softmax(tape: Tape, scores: Tensor, spec: Attention, ctx: Context) -> Tensor:
+def softmax(tape: Tape, scores: Tensor, spec: Attention, ctx: Context) -> Tensor:
     """Softmax saves its output; in fp32 and cast back where the family asks for it.
 
     fp16 is read and written as fp32 by one kernel; bf16 is copied to fp32 before.

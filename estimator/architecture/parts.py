@@ -248,6 +248,17 @@ def _gelu_fast(tape: Tape, x: Tensor) -> Tensor:
     return out
 
 
+def _bloom_gelu(tape: Tape, x: Tensor) -> Tensor:
+    """x / 2 (1 + tanh(0.8 x (1 + 0.045 x x))), an autograd function that saves its input only.
+
+    Source: transformers/models/bloom/modeling_bloom.py, `GeLUFunction`.
+    """
+    steps = [tape.new(x.count, x.width) for _ in range(4)]
+    tape.drop(*steps)
+    factors = (x.size, x.size)
+    return tape.op(x.count, x.width, (x,), (x,), scratch=factors, temporaries=(x.size,) * 4)
+
+
 _ACTIVATIONS = {
     "silu": _saves_input,
     "swish": _saves_input,
@@ -257,4 +268,5 @@ _ACTIVATIONS = {
     "relu2": _relu2,
     "gelu_new": _gelu_new,
     "gelu_fast": _gelu_fast,
+    "bloom_gelu": _bloom_gelu,
 }

@@ -11,6 +11,7 @@ from functools import lru_cache
 from estimator.allocator import expected_block
 from estimator.architecture import layer as blocks
 from estimator.architecture import older
+from estimator.architecture.alibi import alibi_bytes
 from estimator.architecture.context import AMP_WIDTH, Context, training_context
 from estimator.architecture.inventory import Held, Inventory, held, trainable, weights
 from estimator.architecture.optimizer import optimizer_memory
@@ -87,11 +88,13 @@ def _forward_and_backward(
     # Checkpointing keeps every argument of a layer, and a learned table the indices as they are.
     learned = spec.position_rows and ctx.full and not spec.position_offset
     shared += positions if ctx.checkpointing or learned else 0
+    biases = alibi_bytes(spec, ctx)
+    shared += biases if ctx.checkpointing else 0
     run.change("activations", shared)
     masks = attention_masks(spec, ctx)
     kept = _kept_masks(masks, spec, ctx)
     run.change("activations", sum(kept.values()))
-    passing = tables + positions - shared + sum(masks.values()) - sum(kept.values())
+    passing = tables + positions + biases - shared + sum(masks.values()) - sum(kept.values())
     run.change("temporaries", passing)
     # The model's forward holds the first layer's input to its end, whoever else lets go of it.
     also_held = (
@@ -199,9 +202,11 @@ def _outputs(
 def _kept_masks(
     masks: dict[int | None, int], spec: ModelSpec, ctx: Context
 ) -> dict[int | None, int]:
-    """Return the masks that checkpointing keeps among the arguments of its second passes."""
+    """Return the masks that backward needs, or that checkpointing keeps among the arguments of
+    its second passes."""
+    kept = ctx.checkpointing or spec.mask_style == "boolean"
     used = {layer.attention.window for layer in spec.layers}
-    return {w: size for w, size in masks.items() if ctx.checkpointing and w in used}
+    return {w: size for w, size in masks.items() if kept and w in used}
 
 
 def _freed_after(spec: ModelSpec, ctx: Context, kept: dict[int | None, int]) -> dict[int, int]:
@@ -357,7 +362,8 @@ def attention_masks(spec: ModelSpec, ctx: Context) -> dict[int | None, int]:
     keys = {w: min(ctx.keys, w) if w is not None and ctx.held_keys else ctx.keys for w in windows}
     rows = ctx.batch * ctx.queries
     if ctx.attention == "eager":
-        return {window: rows * count * ctx.width for window, count in keys.items()}
+        width = 1 if spec.mask_style == "boolean" else ctx.width
+        return {window: rows * count * width for window, count in keys.items()}
     if ctx.attention == "flash_attention_2":
         return {}
     return {w: rows * count for w, count in keys.items() if w is not None and count >= w}

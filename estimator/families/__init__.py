@@ -9,6 +9,7 @@ from functools import lru_cache
 from estimator.config_source import ModelConfig
 from estimator.errors import UnsupportedError
 from estimator.families import (
+    bloom_mpt,
     deepseek,
     gemma,
     glm_cohere,
@@ -70,6 +71,8 @@ PARSERS: dict[str, Callable[[ConfigReader], ModelSpec]] = {
     "gpt-sw3": gpt2.parse,
     "gpt_bigcode": gpt2.parse_bigcode,
     "gpt_neox": gpt_neox.parse,
+    "bloom": bloom_mpt.parse_bloom,
+    "mpt": bloom_mpt.parse_mpt,
     "gptj": gptj.parse,
     "codegen": gptj.parse_codegen,
     "gpt_neo": gptj.parse_gpt_neo,
