@@ -23,6 +23,10 @@ class Linear:
     bias: bool = False
     adaptable: bool = True
     """Whether an adapter may sit on it: not where peft takes its name for stacked experts."""
+    own_class: bool = False
+    """Whether it is of a class of the model's own (Falcon): the bias is added by an operation of
+    its own, and transformers does not quantize it (integrations/bitsandbytes.py takes `nn.Linear`
+    itself only)."""
 
     @property
     def weight_count(self) -> int:
@@ -132,6 +136,12 @@ class Attention:
     """Whether the eager path caps scores by a tanh (Gemma 2); the other paths ignore it."""
     output_norm: Norm | None = None
     """The norm in front of the output's projection (BitNet)."""
+    masked: bool = False
+    """Whether sdpa is given a mask even where none is needed (Falcon)."""
+    enable_gqa: bool = True
+    """Whether sdpa is told that heads are grouped; else no fused kernel takes them (Falcon)."""
+    distances: str | None = None
+    """By what scores are biased by distance: by a sequence's `tokens` or by all `positions`."""
     positions: int | None = None
     """Rows of a table of positions that each layer has of its own (GPT-J)."""
     value_dim: int | None = None
@@ -362,8 +372,8 @@ class ModelSpec:
     logits_softcap: bool = False
     embedding_norm: Norm | None = None
     mask_style: str = "additive"
-    """Which masks eager attention is given: `additive` ones in the weights' dtype, or `boolean`
-    ones, which backward needs (MPT)."""
+    """Which masks there are: eager attention's are `additive` ones in the weights' dtype, or
+    `boolean` ones, which backward needs (MPT); Falcon makes one `always`, or one `by_head`."""
     attentions: tuple[str, ...] = ("sdpa", "eager", "flash_attention_2")
     """Attentions that the model's class supports and that have a formula; without sdpa
     transformers takes eager instead."""

@@ -15,22 +15,7 @@ from estimator.architecture.moe import feed_forward
 from estimator.architecture.norms import norm
 from estimator.architecture.parts import add, cast, dropout, linear, operands, scale
 from estimator.architecture.tape import NEW, PASS, Tape, Tensor
-from estimator.spec import Attention, Layer, ModelSpec
-
-
-def alibi_bytes(spec: ModelSpec, ctx: Context) -> int:
-    """Return the bytes of the biases that all layers share.
-
-    Bloom makes them for each sequence's tokens, [B * heads, 1, K] in the model's dtype; MPT for
-    all positions, [heads, 1, positions] in fp32.
-    """
-    recipe = spec.layers[0].attention.recipe
-    if recipe == "bloom":
-        return ctx.batch * spec.heads * ctx.keys * ctx.width
-    if recipe == "mpt":
-        assert spec.max_positions is not None
-        return 4 * spec.heads * spec.max_positions
-    return 0
+from estimator.spec import Attention, Layer
 
 
 def bloom_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:

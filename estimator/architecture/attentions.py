@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from estimator.architecture import attention as standard
 from estimator.architecture import alibi, fp32_scores, latent, split
+from estimator.architecture import attention as standard
 from estimator.architecture.context import Context
 from estimator.architecture.tape import Tape, Tensor
 from estimator.spec import Attention

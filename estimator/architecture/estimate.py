@@ -60,15 +60,25 @@ def _as_supported(case: Case, spec: ModelSpec) -> tuple[Case, tuple[str, ...]]:
         UnsupportedError: an attention that the class, or these formulas, do not know.
     """
     if case.attention in spec.attentions:
-        return case, ()
+        return case, _quantization_lines(case, spec)
     if case.attention == "sdpa":
         line = (
             f"{spec.model_type} supports no sdpa: its attention is eager, as transformers chooses"
         )
-        return replace(case, attention="eager"), (line,)
+        return replace(case, attention="eager"), (line, *_quantization_lines(case, spec))
     raise UnsupportedError(
         f"the architecture formulas do not know attention {case.attention!r} of "
         f"{spec.model_type}: use attention {' or '.join(spec.attentions)}"
+    )
+
+
+def _quantization_lines(case: Case, spec: ModelSpec) -> tuple[str, ...]:
+    linears = {linear for layer in set(spec.layers) for linear in layer.linears}
+    if case.quantization is None or not any(linear.own_class for linear in linears):
+        return ()
+    return (
+        f"transformers quantizes none of {spec.model_type}'s linears: they are of a class of "
+        "their own",
     )
 
 

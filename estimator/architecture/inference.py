@@ -6,7 +6,6 @@ Source: GenerationMixin._sample; `logits_to_keep` is 1.
 from __future__ import annotations
 
 from estimator.architecture import layer as blocks
-from estimator.architecture.alibi import alibi_bytes
 from estimator.architecture.context import (
     WIDTHS,
     Context,
@@ -14,12 +13,12 @@ from estimator.architecture.context import (
     layer_context,
 )
 from estimator.architecture.inventory import Held, Inventory, weights
+from estimator.architecture.masks import attention_masks, distance_bytes
 from estimator.architecture.parts import cast
 from estimator.architecture.run import Pass, Run
 from estimator.architecture.stretches import layer_numbers, stretches
 from estimator.architecture.tape import Storage, Tape, Tensor
 from estimator.architecture.training import (
-    attention_masks,
     block_input,
     probabilities,
     rotary_tables,
@@ -83,7 +82,7 @@ def _forward(run: Run, spec: ModelSpec, ctx: Context) -> None:
     also_held = Held() if held else Held(hidden.storage.requested, hidden.storage.allocated)
     run.change("temporaries", also_held.allocated_bytes, also_held.requested_bytes)
     shared = rotary_tables(spec, ctx) + sum(attention_masks(spec, ctx).values())
-    shared += alibi_bytes(spec, ctx)
+    shared += distance_bytes(spec, ctx)
     run.change("temporaries", shared)
     numbers = layer_numbers(spec)
     passes: dict[int, Pass] = {}

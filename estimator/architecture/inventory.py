@@ -101,7 +101,9 @@ def inventory(spec: ModelSpec, lora: Lora | None) -> Inventory:
     if spec.rope_tables:
         # inv_freq and original_inv_freq, fp32, half of what is rotated each.
         buffers += [4 * (spec.rotary_dim // 2)] * spec.rope_tables
-    linears = tuple(linear for layer in spec.layers for linear in layer.linears)
+    linears = tuple(
+        linear for layer in spec.layers for linear in layer.linears if not linear.own_class
+    )
     buffers += spec.buffers
     caches: tuple[int, ...] = ()
     if spec.rope_tables and spec.max_positions:

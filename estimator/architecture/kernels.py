@@ -11,17 +11,18 @@ from dataclasses import replace
 
 from estimator.architecture.context import AMP_WIDTH, MAX_FLASH_HEAD, Context
 from estimator.architecture.parts import capped, cast, dropout, operands, scale
+from estimator.architecture.sdpa_math import math_attention
 from estimator.architecture.tape import PASS, Tape, Tensor
 from estimator.spec import Attention
 from estimator.units import round_up
 
 
 def masked(spec: Attention, ctx: Context) -> bool:
-    """Whether sdpa is given a mask: only for a window that the keys reach.
+    """Whether sdpa is given a mask: only for a window that the keys reach, or by Falcon's code.
 
     Source: transformers/masking_utils.py, `_ignore_causal_mask_sdpa`.
     """
-    return spec.window is not None and ctx.keys >= spec.window
+    return spec.masked or (spec.window is not None and ctx.keys >= spec.window)
 
 
 def kernel(spec: Attention, ctx: Context) -> str:
@@ -33,15 +34,24 @@ def kernel(spec: Attention, ctx: Context) -> str:
         return "eager"
     if ctx.attention == "flash_attention_2":
         return "flash"
-    mask = masked(spec, ctx)
+    if spec.groups > 1 and not spec.enable_gqa:
+        return "math"
     small = spec.value_size == spec.head_dim <= MAX_FLASH_HEAD
-    if ctx.half and not mask and small:
+    if ctx.half and not masked(spec, ctx) and small:
         return "flash"
-    # Grouped heads reach the kernel only where there is no mask and the head is small.
-    grouped = spec.groups > 1 and not mask and small
+    grouped = spec.groups > 1 and not _repeats_first(spec, ctx)
     alignment = 8 if ctx.half else 4
     aligned = spec.head_dim % alignment == 0 == spec.value_size % alignment
     return "efficient" if not grouped and aligned else "math"
+
+
+def _repeats_first(spec: Attention, ctx: Context) -> bool:
+    """Whether transformers repeats keys and values for all query heads before it calls sdpa.
+
+    Source: transformers/integrations/sdpa_attention.py, `use_gqa_in_sdpa`.
+    """
+    small = spec.value_size == spec.head_dim <= MAX_FLASH_HEAD
+    return spec.groups > 1 and (masked(spec, ctx) or not small)
 
 
 def attend(
@@ -62,8 +72,10 @@ def attend(
     chosen = kernel(spec, ctx)
     if chosen == "eager":
         return _eager(tape, query, key, value, spec, ctx, by_head)
+    if chosen != "flash" and spec.enable_gqa and _repeats_first(spec, ctx):
+        return _with_repeated(tape, query, key, value, spec, ctx), None
     if chosen == "math":
-        return _math(tape, query, key, value, spec, ctx), None
+        return math_attention(tape, query, key, value, spec, ctx, masked(spec, ctx)), None
     if chosen == "flash" and spec.value_size != spec.head_dim:
         return _flash_of_narrow_values(tape, query, key, value, spec, ctx), None
     out = _fused(tape, query, key, value, spec, ctx, chosen)
@@ -86,6 +98,21 @@ def _under_autocast(
     return out
 
 
+def _with_repeated(
+    tape: Tape, query: Tensor, key: Tensor, value: Tensor, spec: Attention, ctx: Context
+) -> Tensor:
+    repeat = _repeat if spec.kv_heads > 1 else _expand
+    keys, values = repeat(tape, key, spec), repeat(tape, value, spec)
+    every = replace(spec, kv_heads=spec.heads)
+    if kernel(every, ctx) == "math":
+        by_head = spec.kv_heads > 1 or ctx.batch == 1
+        out = math_attention(tape, query, keys, values, every, ctx, masked(spec, ctx), by_head)
+    else:
+        out = _fused(tape, query, keys, values, every, ctx, "efficient")
+    tape.drop(keys, values)
+    return out
+
+
 def _fused(
     tape: Tape, query: Tensor, key: Tensor, value: Tensor, spec: Attention, ctx: Context, name: str
 ) -> Tensor:
@@ -98,7 +125,6 @@ def _fused(
     B, Q, a, d, dv = ctx.batch, ctx.queries, spec.heads, spec.head_dim, spec.value_size
     q_bytes = B * Q * a * d * ctx.width
     k_bytes, v_bytes = (B * ctx.keys * spec.kv_heads * n * ctx.width for n in (d, dv))
-    extra: list[Tensor] = []
     if name == "flash":
         rows = round_up(Q, 128)
         wide = round_up(d, 32 if d <= 128 else 64)
@@ -110,11 +136,6 @@ def _fused(
     else:
         temporaries = (4 * B * Q * a, 4 * B * Q * a * d)
         logsumexp = 4 * B * a * round_up(Q, 32)
-        if spec.groups > 1:
-            repeat = _repeat if spec.kv_heads > 1 else _expand
-            key, value = repeat(tape, key, spec), repeat(tape, value, spec)
-            extra = [key, value]
-            k_bytes, v_bytes = key.size, value.size
     mask = _additive_mask(tape, spec, ctx) if name == "efficient" else None
     inputs = (query, key, value)
     saves = inputs if mask is None else (*inputs, mask)
@@ -128,7 +149,7 @@ def _fused(
         grads=(q_bytes, k_bytes, v_bytes),
         temporaries=temporaries,
     )
-    tape.drop(mask, *extra)
+    tape.drop(mask)
     return out
 
 
@@ -176,6 +197,10 @@ def _additive_mask(tape: Tape, spec: Attention, ctx: Context) -> Tensor | None:
     """
     if not masked(spec, ctx):
         return None
+    if spec.distances is not None:
+        # All layers share one that is additive already (Falcon); only padding copies it.
+        count = ctx.batch * spec.heads * ctx.queries * round_up(ctx.keys, 16)
+        return tape.new(count, ctx.width) if ctx.keys % 16 else None
     rows = ctx.batch * ctx.queries
     mask = tape.new(rows * ctx.keys, ctx.width)
     inverted = tape.new(rows * ctx.keys, 1)
@@ -273,44 +298,4 @@ def softmax(tape: Tape, scores: Tensor, spec: Attention, ctx: Context) -> Tensor
         tape.drop(scores32)
     out = cast(tape, wide, ctx.width)
     tape.drop(wide)
-    return out
-
-
-def _math(
-    tape: Tape, query: Tensor, key: Tensor, value: Tensor, spec: Attention, ctx: Context
-) -> Tensor:
-    """sdpa's math path: scaled copies of queries and keys, S**2 scores and probabilities.
-
-    Source: aten/src/ATen/native/transformers/attention.cpp, `_scaled_dot_product_attention_math`.
-    """
-    B, Q, K, a, d = ctx.batch, ctx.queries, ctx.keys, spec.heads, spec.head_dim
-    wide, out_count = B * a * d, B * a * Q * spec.value_size
-    q_scaled = scale(tape, query)
-    keys = _repeat(tape, key, spec) if spec.groups > 1 else tape.alias(key)
-    values = _repeat(tape, value, spec) if spec.groups > 1 else tape.alias(value)
-    causal = None
-    if Q > 1:
-        causal = tape.new(Q * K, ctx.width)
-    k_scaled = scale(tape, keys)
-    q_mat = tape.alias(q_scaled)
-    if B > 1:
-        tape.drop(q_mat)
-        q_mat = tape.op(wide * Q, ctx.width, (q_scaled,), grads=(PASS,))
-    scores = tape.op(B * a * Q * K, ctx.width, (q_mat, k_scaled), operands(q_mat, k_scaled))
-    tape.drop(q_mat, k_scaled)
-    if causal is not None:
-        biased = add_mask(tape, scores)
-        tape.drop(scores)
-        scores = biased
-    probabilities = tape.op(scores.count, scores.width, (scores,), saves_out=True)
-    tape.drop(scores)
-    if spec.dropout and ctx.training:
-        kept, probabilities = probabilities, dropout(tape, probabilities, spec.dropout, ctx)
-        tape.drop(kept)
-    product = tape.op(
-        out_count, ctx.width, (probabilities, values), operands(probabilities, values)
-    )
-    tape.drop(probabilities, q_scaled, keys, values, causal)
-    out = tape.op(out_count, ctx.width, (product,), grads=(PASS,))
-    tape.drop(product)
     return out

@@ -92,7 +92,7 @@ def linear(tape: Tape, x: Tensor, spec: Linear, ctx: Context, viewed: bool = Tru
     Backward's gradient of a 3-D input is a view of a 2-D product (`viewed`), into which autograd
     sums nothing in place.
     """
-    if ctx.quantization is not None:
+    if ctx.quantization is not None and not spec.own_class:
         from estimator.architecture.quantized import quantized_linear
 
         return quantized_linear(tape, x, spec, ctx)
@@ -107,12 +107,16 @@ def _product(tape: Tape, x: Tensor, spec: Linear, ctx: Context, rows: int, viewe
     read = product_input(tape, x, ctx)
     weight = half_weight(tape, parameter(spec.weight_count, ctx.width, ctx.full), ctx)
     inputs: tuple[Tensor, ...] = (weight, read)
-    if spec.bias:
+    if spec.bias and not spec.own_class:
         bias = half_weight(tape, parameter(spec.outputs, ctx.width, ctx.full), ctx)
         inputs = (bias, weight, read)
     saves = operands(read, weight)
     out = tape.op(rows * spec.outputs, read.width, inputs, saves, viewed=viewed)
     tape.drop(*inputs)
+    if spec.bias and spec.own_class:
+        bias = parameter(spec.outputs, ctx.width, ctx.full)
+        product, out = out, tape.op(out.count, out.width, (out, bias), grads=(PASS, NEW))
+        tape.drop(product)
     return out
 
 

@@ -38,7 +38,9 @@ def table_bytes(spec: ModelSpec, ctx: Context) -> int:
 
 def tables_saved(spec: ModelSpec) -> bool:
     """Whether layers save the shared tables for backward, and not repeated ones of their own."""
-    return spec.layers[0].attention.rotary_style not in _REPEATED
+    attention = spec.layers[0].attention
+    turns = any(layer.attention.rotary for layer in spec.layers)
+    return turns and attention.rotary_style not in _REPEATED
 
 
 @dataclass(slots=True)

@@ -212,6 +212,14 @@ class Tape:
         """
         return self.split(x, (count,), grad)[0]
 
+    def add_in_place(self, x: Tensor, other: Tensor) -> Tensor:
+        """Return `x` after `x += other`, which makes no tensor; `x` is consumed."""
+        needs = self.recording and (x.grad or other.grad)
+        out = Tensor(x.count, x.width, needs, x.storage)
+        if needs:
+            self.nodes.append(Node(out, (x, other), (PASS, PASS), [], (), False, False))
+        return out
+
     def split(self, x: Tensor, counts: tuple[int, ...], grad: int) -> tuple[Tensor, ...]:
         """Return views of one tensor, whose backward joins their gradients into `grad` bytes."""
         needs = self.recording and x.grad

@@ -11,9 +11,9 @@ from functools import lru_cache
 from estimator.allocator import expected_block
 from estimator.architecture import layer as blocks
 from estimator.architecture import older
-from estimator.architecture.alibi import alibi_bytes
 from estimator.architecture.context import AMP_WIDTH, Context, training_context
 from estimator.architecture.inventory import Held, Inventory, held, trainable, weights
+from estimator.architecture.masks import attention_masks, distance_bytes, kept_masks
 from estimator.architecture.optimizer import optimizer_memory
 from estimator.architecture.rotary import table_bytes, tables_saved
 from estimator.architecture.run import Pass, Run
@@ -88,11 +88,11 @@ def _forward_and_backward(
     # Checkpointing keeps every argument of a layer, and a learned table the indices as they are.
     learned = spec.position_rows and ctx.full and not spec.position_offset
     shared += positions if ctx.checkpointing or learned else 0
-    biases = alibi_bytes(spec, ctx)
+    biases = distance_bytes(spec, ctx)
     shared += biases if ctx.checkpointing else 0
     run.change("activations", shared)
     masks = attention_masks(spec, ctx)
-    kept = _kept_masks(masks, spec, ctx)
+    kept = kept_masks(masks, spec, ctx)
     run.change("activations", sum(kept.values()))
     passing = tables + positions + biases - shared + sum(masks.values()) - sum(kept.values())
     run.change("temporaries", passing)
@@ -197,16 +197,6 @@ def _outputs(
     if not keep_logits:
         head.drop(wide)
     return loss_events, head.take_events()
-
-
-def _kept_masks(
-    masks: dict[int | None, int], spec: ModelSpec, ctx: Context
-) -> dict[int | None, int]:
-    """Return the masks that backward needs, or that checkpointing keeps among the arguments of
-    its second passes."""
-    kept = ctx.checkpointing or spec.mask_style == "boolean"
-    used = {layer.attention.window for layer in spec.layers}
-    return {w: size for w, size in masks.items() if kept and w in used}
 
 
 def _freed_after(spec: ModelSpec, ctx: Context, kept: dict[int | None, int]) -> dict[int, int]:
@@ -349,21 +339,3 @@ def position_bytes(spec: ModelSpec, ctx: Context) -> int:
     """Return the bytes of positions: [1, Q], or [B, Q] where they are counted from the mask."""
     own = spec.positions_counted and ctx.training
     return 8 * (ctx.tokens if own else ctx.queries)
-
-
-def attention_masks(spec: ModelSpec, ctx: Context) -> dict[int | None, int]:
-    """Return the bytes of the masks that layers share, by their window: [B, 1, Q, K] each.
-
-    eager adds one in the weights' dtype; sdpa is given a boolean one only where a window is
-    reached (transformers/masking_utils.py, `eager_mask` and `sdpa_mask`).
-    """
-    windows = spec.masks or tuple({layer.attention.window for layer in spec.layers})
-    # In decode a sliding layer's cache keeps a window.
-    keys = {w: min(ctx.keys, w) if w is not None and ctx.held_keys else ctx.keys for w in windows}
-    rows = ctx.batch * ctx.queries
-    if ctx.attention == "eager":
-        width = 1 if spec.mask_style == "boolean" else ctx.width
-        return {window: rows * count * width for window, count in keys.items()}
-    if ctx.attention == "flash_attention_2":
-        return {}
-    return {w: rows * count for w, count in keys.items() if w is not None and count >= w}

@@ -11,6 +11,7 @@ from estimator.errors import UnsupportedError
 from estimator.families import (
     bloom_mpt,
     deepseek,
+    falcon,
     gemma,
     glm_cohere,
     gpt2,
@@ -72,6 +73,7 @@ PARSERS: dict[str, Callable[[ConfigReader], ModelSpec]] = {
     "gpt_bigcode": gpt2.parse_bigcode,
     "gpt_neox": gpt_neox.parse,
     "bloom": bloom_mpt.parse_bloom,
+    "falcon": falcon.parse,
     "mpt": bloom_mpt.parse_mpt,
     "gptj": gptj.parse,
     "codegen": gptj.parse_codegen,

@@ -33,6 +33,7 @@ def parse_bloom(reader: ConfigReader) -> ModelSpec:
         rotary=False,
         dropout=reader.fraction("attention_dropout", 0.0),
         recipe="bloom",
+        distances="tokens",
     )
     mlp = Mlp(
         gate=None,
@@ -81,6 +82,7 @@ def parse_mpt(reader: ConfigReader) -> ModelSpec:
         output=Linear("out_proj", hidden, hidden),
         rotary=False,
         recipe="mpt",
+        distances="positions",
     )
     mlp = Mlp(
         gate=None,

@@ -58,6 +58,9 @@ def choose_backend(query: Any, key: Any, value: Any, attn_mask: Any, enable_gqa:
     """Return `flash`, `efficient` or `math`, as CUDA's selection would on Ampere and later."""
     half = query.dtype in (torch.float16, torch.bfloat16)
     head_size = query.shape[-1]
+    if query.shape[1] != key.shape[1] and not enable_gqa:
+        # No fused kernel broadcasts a single key/value head (Falcon 7B).
+        return "math"
     same_head_size = head_size == key.shape[-1] == value.shape[-1]
     if half and attn_mask is None and same_head_size and head_size <= _MAX_HEAD_SIZE:
         return "flash"

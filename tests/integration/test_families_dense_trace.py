@@ -70,6 +70,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "helium": {"model_type": "helium", "head_dim": 32, "num_key_value_heads": 8},
     "cwm": {"model_type": "cwm", "head_dim": 32, **WINDOW},
     "persimmon": {"model_type": "persimmon"},
+    # Heads that no fused kernel takes: sdpa's math path, in fp32.
+    "mistral, heads of 20": {"model_type": "mistral", "head_dim": 20, **WINDOW},
+    "mistral, heads of 320": {"model_type": "mistral", "head_dim": 320, "sliding_window": None},
 }
 CASES: dict[str, dict[str, Any]] = {
     "full": {"task": "training", "batch_size": 2, "sequence_length": 300},

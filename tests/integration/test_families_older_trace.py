@@ -24,6 +24,13 @@ SIZES = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+FALCON = {
+    "model_type": "falcon",
+    "hidden_size": 256,
+    "num_attention_heads": 8,
+    "num_hidden_layers": 3,
+    "vocab_size": 500,
+}
 DROPPED = {"attn_pdrop": 0.1, "resid_pdrop": 0.1, "embd_pdrop": 0.1}
 FAMILIES: dict[str, dict[str, Any]] = {
     "gpt-sw3": {"model_type": "gpt-sw3", **GPT},
@@ -37,6 +44,33 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "attention_types": [[["global", "local"], 2]],
         "vocab_size": 500,
         "max_position_embeddings": 1024,
+    },
+    "bloom": {
+        "model_type": "bloom",
+        "hidden_size": 256,
+        "n_head": 8,
+        "n_layer": 3,
+        "vocab_size": 500,
+        "attention_dropout": 0.1,
+        "hidden_dropout": 0.1,
+    },
+    "mpt": {
+        "model_type": "mpt",
+        "d_model": 256,
+        "n_heads": 8,
+        "n_layers": 3,
+        "vocab_size": 500,
+        "max_seq_len": 1024,
+    },
+    "falcon, multi-query": FALCON,
+    "falcon, grouped": {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2},
+    "falcon, by distance": {
+        **FALCON,
+        "multi_query": False,
+        "parallel_attn": False,
+        "alibi": True,
+        "bias": True,
+        "attention_dropout": 0.1,
     },
     "jais2": {"model_type": "jais2", **SIZES},
     "hyperclovax": {"model_type": "hyperclovax", **SIZES},

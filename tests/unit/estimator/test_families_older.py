@@ -13,7 +13,7 @@ from estimator.errors import ModelError, UnsupportedError
 from estimator.families import PARSERS, parse_spec
 from estimator.spec import ModelSpec
 
-TYPES = ("gptj", "codegen", "gpt_neo", "bitnet", "hyperclovax")
+TYPES = ("gptj", "codegen", "gpt_neo", "bitnet", "hyperclovax", "bloom", "mpt", "falcon")
 MODELS = [entry for entry in entries() if entry.model_type in TYPES]
 GPT: dict[str, Any] = {"n_embd": 256, "n_head": 8, "n_layer": 2, "vocab_size": 500}
 
@@ -40,6 +40,10 @@ def test_every_family_is_in_the_catalogue() -> None:
         ({"model_type": "codegen", **GPT, "n_head": 2}, "n_head is 2"),
         ({"model_type": "gpt_neo", "num_heads": 0}, "num_heads is 0"),
         ({"model_type": "nanochat"}, "lacks hidden_size"),
+        ({"model_type": "bloom", "hidden_size": 100, "n_head": 8}, "n_head 8 does not divide"),
+        ({"model_type": "mpt", "attn_config": []}, r"attn_config is \[\], but must be an object"),
+        ({"model_type": "falcon", "new_decoder_architecture": True, "num_kv_heads": 9}, "divide"),
+        ({"model_type": "falcon", "num_ln_in_parallel_attn": 3}, "num_ln_in_parallel_attn is 3"),
     ],
 )
 def test_impossible_configurations_are_named(config: dict[str, Any], what: str) -> None:
@@ -47,9 +51,21 @@ def test_impossible_configurations_are_named(config: dict[str, Any], what: str) 
         spec_of(config)
 
 
-def test_what_has_no_formula_is_said_with_a_way_out() -> None:
-    with pytest.raises(UnsupportedError, match=r"rotary_dim null.*gpumem trace"):
-        spec_of({"model_type": "gptj", **GPT, "rotary_dim": None})
+@pytest.mark.parametrize(
+    ("config", "what"),
+    [
+        ({"model_type": "gptj", **GPT, "rotary_dim": None}, "rotary_dim null"),
+        ({"model_type": "bloom", "slow_but_exact": True}, "slow_but_exact"),
+        ({"model_type": "mpt", "attn_config": {"clip_qkv": 8}}, "clip_qkv"),
+        (
+            {"model_type": "falcon", "new_decoder_architecture": True, "parallel_attn": False},
+            "new_decoder_architecture without parallel_attn",
+        ),
+    ],
+)
+def test_what_has_no_formula_is_said_with_a_way_out(config: dict[str, Any], what: str) -> None:
+    with pytest.raises(UnsupportedError, match=f"{what}.*gpumem trace"):
+        spec_of(config)
 
 
 @pytest.mark.parametrize("model_type", ["gptj", "codegen"])
@@ -76,3 +92,34 @@ def test_scores_are_in_fp32_and_quadratic() -> None:
     assert peaks[1] is not None
     # Two score matrices of 8 heads are alive at once, and the layer before left one in bfloat16.
     assert peaks[1] - peaks[0] > 8 * (1024**2 - 512**2) * (4 + 4 + 2)
+
+
+def test_one_key_value_head_of_falcon_takes_the_math_path() -> None:
+    """Falcon does not tell sdpa that heads are grouped: S**2 scores in fp32, a head."""
+    config = {
+        "model_type": "falcon",
+        "hidden_size": 512,
+        "num_attention_heads": 8,
+        "num_hidden_layers": 1,
+        "vocab_size": 64,
+    }
+    single, grouped = (
+        estimate(Case(model={**config, **extra}, sequence_length=2048, max_new_tokens=1))
+        for extra in ({}, {"new_decoder_architecture": True, "num_kv_heads": 1})
+    )
+    scores = 8 * 2048**2 * 4
+    assert single.peak.requested_bytes is not None
+    assert grouped.peak.requested_bytes is not None
+    assert single.peak.requested_bytes > 2 * scores
+    assert grouped.peak.requested_bytes < scores
+
+
+def test_falcons_linears_are_not_quantized() -> None:
+    """transformers replaces `nn.Linear` itself only, not classes made of it."""
+    config = {"model_type": "falcon", "hidden_size": 512, "num_attention_heads": 8}
+    config |= {"num_hidden_layers": 2, "vocab_size": 64}
+    plain, quantized = (
+        estimate(Case(model=config, sequence_length=8, quantization=kind)) for kind in (None, "nf4")
+    )
+    assert quantized.components.weights_bytes == plain.components.weights_bytes
+    assert "none of falcon's linears" in " ".join(quantized.assumptions)

@@ -62,6 +62,9 @@ def replaced() -> Iterator[None]:
         ({"dtype": FP32, "head_dim": 30}, False, False, "math"),
         ({"kv_heads": 2}, True, True, "math"),
         ({"head_dim": 264, "kv_heads": 2}, False, True, "math"),
+        # Heads that are grouped without saying so (Falcon): no fused kernel broadcasts.
+        ({"kv_heads": 1}, False, False, "math"),
+        ({"kv_heads": 1}, True, False, "math"),
     ],
 )
 def test_the_kernel_by_shape_and_mask(

@@ -1,0 +1,58 @@
+"""Bytes of the masks and of the biases by distance (ALiBi) that all layers share."""
+
+from __future__ import annotations
+
+from estimator.architecture.context import Context
+from estimator.spec import ModelSpec
+
+Masks = dict[int | None, int]
+"""Bytes by the window that a mask is for, None for a full one."""
+
+
+def attention_masks(spec: ModelSpec, ctx: Context) -> Masks:
+    """Return the bytes of the masks that layers share: [B, 1, Q, K] each.
+
+    eager adds one in the weights' dtype; sdpa is given a boolean one only where a window is
+    reached (transformers/masking_utils.py, `eager_mask` and `sdpa_mask`), or always by Falcon,
+    whose distances make it one a head.
+    """
+    windows = spec.masks or tuple({layer.attention.window for layer in spec.layers})
+    # In decode a sliding layer's cache keeps a window.
+    keys = {w: min(ctx.keys, w) if w is not None and ctx.held_keys else ctx.keys for w in windows}
+    rows = ctx.batch * ctx.queries
+    if ctx.attention == "flash_attention_2":
+        return {}
+    if spec.mask_style == "by_head":
+        return {w: rows * spec.heads * count * ctx.width for w, count in keys.items()}
+    if ctx.attention == "eager":
+        width = 1 if spec.mask_style == "boolean" else ctx.width
+        return {window: rows * count * width for window, count in keys.items()}
+    if spec.mask_style == "always":
+        return {window: rows * count for window, count in keys.items()}
+    return {w: rows * count for w, count in keys.items() if w is not None and count >= w}
+
+
+def kept_masks(masks: Masks, spec: ModelSpec, ctx: Context) -> Masks:
+    """Return the masks that backward needs, or that checkpointing keeps among the arguments of
+    its second passes."""
+    # A mask a head reaches the kernel as it is, unless it has to be padded.
+    given = spec.mask_style == "by_head" and ctx.attention == "sdpa" and ctx.keys % 16 == 0
+    if not (ctx.checkpointing or given or spec.mask_style == "boolean"):
+        return {}
+    used = {layer.attention.window for layer in spec.layers}
+    return {window: size for window, size in masks.items() if window in used}
+
+
+def distance_bytes(spec: ModelSpec, ctx: Context) -> int:
+    """Return the bytes of the biases by distance, which the model's forward holds.
+
+    For each sequence's `tokens`, [B * heads, 1, K] in the model's dtype (Bloom, Falcon); for all
+    `positions`, [heads, 1, positions] in fp32 (MPT).
+    """
+    kind = spec.layers[0].attention.distances
+    if kind == "tokens":
+        return ctx.batch * spec.heads * ctx.keys * ctx.width
+    if kind == "positions":
+        assert spec.max_positions is not None
+        return 4 * spec.heads * spec.max_positions
+    return 0
