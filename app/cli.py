@@ -23,6 +23,7 @@ VERBS = {
     "baseline": "Keep records under a name, to compare with later.",
     "history": "Cases over versions of libraries and drivers.",
     "suites": "List the suites and their cases.",
+    "web": "The page: an estimate as one types, in a browser.",
     "models": "List the model catalogue.",
     "gpus": "List the cards and the memory they really have.",
     "doctor": "What is installed here, and what works.",

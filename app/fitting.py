@@ -151,7 +151,7 @@ def _changes(changes: Changes, verbose: bool) -> list[str]:
     if changes.tried:
         rows = [["change", "cost", "fits", "peak GB", "peak GiB"]]
         for item in changes.tried:
-            for number, text in enumerate(_flags(item.change.fields)):
+            for number, text in enumerate(flags(item.change.fields)):
                 more = (
                     ["", "", "", ""]
                     if number
@@ -162,12 +162,12 @@ def _changes(changes: Changes, verbose: bool) -> list[str]:
     if not any(item.fits for item in changes.tried):
         lines.append("no change, and no set of up to three, makes it fit")
     for fields, reason in changes.skipped:
-        names = " ".join(_flags(fields))
+        names = " ".join(flags(fields))
         lines.append(wrap(f"not predicted: {names}" + (f": {reason}" if verbose else "")))
     return lines
 
 
-def _flags(fields: dict[str, Any]) -> list[str]:
+def flags(fields: dict[str, Any]) -> list[str]:
     """Return changed fields as the flags that set them."""
     flags = []
     for name, value in fields.items():

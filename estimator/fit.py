@@ -2,7 +2,8 @@
 
 Everything here asks an `Answer` (the formulas, or a traced surface) at cases that differ from the
 given one, and looks for the largest value that fits. Memory grows with batch and length but for
-steps of the allocator's rounding, so that the search is a bisection.
+steps of the allocator's rounding, so that the search is one of a rising function's root: along a
+line through the nearest points, and by bisection where that does not halve what is left.
 """
 
 from __future__ import annotations
@@ -107,11 +108,11 @@ def longest_sequence(case: Case, answer: Answer, room: Room, least: int = 1) -> 
 
     In inference the tokens to be generated need positions, too.
     """
-    positions = _positions(case)
-    if positions is None:
+    known = positions(case)
+    if known is None:
         most, limit = MAX_LENGTH, "search"
     else:
-        most, limit = max(least, positions - (case.max_new_tokens or 0)), "positions"
+        most, limit = max(least, known - (case.max_new_tokens or 0)), "positions"
     return _search(
         lambda length: answer(replace(case, sequence_length=length)),
         room,
@@ -120,7 +121,7 @@ def longest_sequence(case: Case, answer: Answer, room: Room, least: int = 1) -> 
     )
 
 
-def _positions(case: Case) -> int | None:
+def positions(case: Case) -> int | None:
     """Return how many positions the model's configuration says that it knows, or None."""
     config = load_config(case.model).config
     return next((config[name] for name in _POSITIONS if type(config.get(name)) is int), None)
@@ -143,13 +144,28 @@ def _search(
         if fits(value):
             low, value = value, min(most, value * 2) if value < most else high
         else:
-            high, value = value, max(least, value // 2) if value > least else low
+            high, value = value, least
+    halved = True
     while high - low > 1:
-        value = (low + high) // 2
+        value = _on_a_line(known, room, low, high) if halved else (low + high) // 2
+        width = high - low
         low, high = (value, high) if fits(value) else (low, value)
+        halved = not halved or 2 * (high - low) <= width
     if low < least:
         return Largest(None, None, "memory")
     return Largest(low, known[low], limit if low == most else "memory")
+
+
+def _on_a_line(known: dict[int, Peaks], room: Room, low: int, high: int) -> int:
+    """Return where the line through the two known points nearest to the room says that it ends."""
+    over = {
+        value: room.need_bytes(peaks.allocated_bytes, peaks.reserved_bytes) - room.room_bytes
+        for value, peaks in known.items()
+    }
+    near, far = sorted(over, key=lambda value: abs(over[value]))[:2]
+    rise = over[far] - over[near]
+    value = near - over[near] * (far - near) // rise if rise else low
+    return min(max(value, low + 1), high - 1)
 
 
 def cheapest_changes(case: Case, answer: Answer, room: Room) -> Changes:

@@ -1,0 +1,7 @@
+"""`python -m app.web` is `gpumem web`."""
+
+import sys
+
+from app.cli import main
+
+sys.exit(main(["web", *sys.argv[1:]]))

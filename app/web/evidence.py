@@ -1,0 +1,205 @@
+"""The project's own results, as far as they are at hand: error tables and measured cases.
+
+`results/` is not part of the installed package; where it is missing, nothing is shown in its
+place. A traced figure is a simulated one, and never counted among the measured.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from benchmarks.error_summary import ErrorSummary, summarize
+from benchmarks.published import CITED, read_rows
+from benchmarks.readme_table import REPORTS, SUITES
+from benchmarks.scatter import Point, Series
+from estimator.case import Case
+from estimator.config_source import load_config
+from estimator.errors import GpumemError
+from estimator.families import parse_spec
+
+PUBLISHED = REPORTS / "published_fms_a100.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorRow:
+    """Errors of one prediction against one reference, as shares; `worst` is signed."""
+
+    prediction: str
+    reference: str
+    count: int
+    median: float
+    worst: float
+    worst_label: str
+    under: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A measured case: what others published, with its source."""
+
+    case: Case
+    parameters: int | None
+    allocated_bytes: int
+    gpu: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """A measured case, and in what it differs from the one asked about."""
+
+    measured: Measured
+    differs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """All of it. `rows` and `series` are empty where `results/` is not at hand."""
+
+    rows: tuple[ErrorRow, ...]
+    series: tuple[Series, ...]
+    measured: tuple[Measured, ...]
+
+
+@cache
+def read_evidence() -> Evidence:
+    """Read what is there, once."""
+    return Evidence(
+        (*_published_rows(), *_suite_rows()), tuple(_scatter()), tuple(_measured_cases())
+    )
+
+
+def known_error(case: Case, source: str) -> ErrorRow | None:
+    """Return a source's errors over the traced suite that is most like a case."""
+    suite = "inference" if not case.training else "peft" if case.method == "lora" else "training"
+    reference = _traced(suite)
+    found = [
+        row
+        for row in read_evidence().rows
+        if row.prediction == source and row.reference == reference
+    ]
+    return found[0] if found else None
+
+
+def nearest_cases(case: Case, count: int = 3) -> tuple[Nearest, ...]:
+    """Return the measured cases of the same task that are most like a case, the nearest first."""
+    size = _parameters(case)
+    found = []
+    for number, measured in enumerate(read_evidence().measured):
+        other = measured.case
+        if other.task != case.task:
+            continue
+        differs, distance = _differences(case, other)
+        if size is not None and measured.parameters is not None:
+            distance += abs(math.log2(size / measured.parameters))
+        found.append((distance, number, Nearest(measured, differs)))
+    return tuple(item for _, _, item in sorted(found)[:count])
+
+
+def _differences(case: Case, other: Case) -> tuple[tuple[str, ...], float]:
+    differs, distance = [], 0.0
+    weights = {
+        "model_name": 1.0,
+        "method": 4.0,
+        "quantization": 3.0,
+        "dtype": 2.0,
+        "gradient_checkpointing": 2.0,
+        "optimizer": 0.5,
+        "attention": 0.5,
+        "mixed_precision": 0.5,
+        "stack": 0.25,
+    }
+    for name, weight in weights.items():
+        if getattr(case, name) != getattr(other, name):
+            differs.append(name.replace("_", " "))
+            distance += weight
+    for name in ("batch_size", "sequence_length"):
+        ours, theirs = getattr(case, name), getattr(other, name)
+        if ours != theirs:
+            differs.append(name.replace("_", " "))
+            distance += 0.5 * abs(math.log2(ours / theirs))
+    return tuple(differs), distance
+
+
+def _parameters(case: Case) -> int | None:
+    try:
+        config = load_config(case.model)
+        return config.parameters or parse_spec(config).parameters
+    except GpumemError:
+        return None
+
+
+def _measured_cases() -> list[Measured]:
+    if not CITED.exists():
+        return []
+    found = []
+    for row in read_rows():
+        if row["instant"] == "peak":
+            case = Case.from_dict(row["case"])
+            size = row["allocated_bytes"]
+            found.append(Measured(case, _parameters(case), size, row["gpu"], row["source"]))
+    return found
+
+
+def _published_rows() -> list[ErrorRow]:
+    rows: list[Any] = _read(PUBLISHED, [])
+    tables = []
+    for instant, words in (("peak", "peak"), ("after_step", "after the step")):
+        errors = [(row["label"], row["relative_error"]) for row in rows if row["instant"] == instant]
+        if errors:
+            summary = summarize("trace", errors)
+            tables.append(_row(summary, f"measured, published (A100, {words})"))
+    return tables
+
+
+def _row(summary: ErrorSummary, reference: str) -> ErrorRow:
+    return ErrorRow(
+        summary.name,
+        reference,
+        summary.count,
+        summary.median,
+        summary.worst,
+        summary.worst_label,
+        summary.under,
+    )
+
+
+def _suite_rows() -> list[ErrorRow]:
+    suites: Mapping[str, Any] = _read(SUITES, {})
+    return [
+        ErrorRow(
+            summary["name"],
+            _traced(name),
+            summary["count"],
+            summary["median_absolute_error"],
+            summary["worst_error"],
+            summary["worst_label"],
+            summary["under_estimate_share"],
+        )
+        for name, suite in suites.items()
+        for summary in suite["summary"]
+    ]
+
+
+def _traced(suite: str) -> str:
+    return f"traced (suite {suite}): simulated, not measured"
+
+
+def _scatter() -> list[Series]:
+    rows: list[Any] = _read(PUBLISHED, [])
+    points = tuple(
+        Point(row["published_bytes"], row["traced_bytes"], row["label"])
+        for row in rows
+        if row["instant"] == "peak"
+    )
+    return [Series("trace", "mark-0", points)] if points else []
+
+
+def _read(path: Path, default: Any) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
