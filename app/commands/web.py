@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import click
 
 from app.options import asked_quiet
@@ -43,4 +45,5 @@ def web(ctx: click.Context, host: str, port: int, open_browser: bool, quiet: boo
         if open_browser:
             click.launch(address)
 
-    serve(listener, ready)
+    with suppress(KeyboardInterrupt):  # the way to end it
+        serve(listener, ready)

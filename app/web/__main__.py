@@ -4,4 +4,5 @@ import sys
 
 from app.cli import main
 
-sys.exit(main(["web", *sys.argv[1:]]))
+if __name__ == "__main__":  # the page's worker processes import this module, too
+    sys.exit(main(["web", *sys.argv[1:]]))

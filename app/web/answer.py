@@ -1,4 +1,4 @@
-"""What the page answers at once: ours, the article's, the cards. Pure: a state in, an answer out."""
+"""What the page answers at once: our estimate, the article's, the cards. Pure functions."""
 
 from __future__ import annotations
 

@@ -104,9 +104,8 @@ def _scale(top: float, up: Callable[[float], str]) -> Iterator[str]:
     for count in range(int(top / step) + 1):
         y = up(count * step)
         yield f'<path class="grid" d="M{_LEFT} {y}H{WIDTH - _RIGHT}"/>'
-        yield (
-            f'<text class="tick" x="{_LEFT - 6}" y="{float(y) + 4:.1f}">{count * step / GB:g} GB</text>'
-        )
+        words = f"{count * step / GB:g} GB"
+        yield f'<text class="tick" x="{_LEFT - 6}" y="{float(y) + 4:.1f}">{words}</text>'
 
 
 def heat_map(fits: Fits) -> Markup:
@@ -122,9 +121,9 @@ def heat_map(fits: Fits) -> Markup:
 
     def cell(row: int, column: int) -> str:
         size = chart.peaks[row][column]
-        here = (chart.batches[row], chart.lengths[column]) == (case.batch_size, case.sequence_length)
+        batch, length = chart.batches[row], chart.lengths[column]
         classes = ["over"] if over(row, column) else []
-        if here:
+        if (batch, length) == (case.batch_size, case.sequence_length):
             classes.append("here")
         if room is not None:
             if row + 1 < len(chart.batches) and over(row, column) != over(row + 1, column):

@@ -151,7 +151,8 @@ def _published_rows() -> list[ErrorRow]:
     rows: list[Any] = _read(PUBLISHED, [])
     tables = []
     for instant, words in (("peak", "peak"), ("after_step", "after the step")):
-        errors = [(row["label"], row["relative_error"]) for row in rows if row["instant"] == instant]
+        chosen = [row for row in rows if row["instant"] == instant]
+        errors = [(row["label"], row["relative_error"]) for row in chosen]
         if errors:
             summary = summarize("trace", errors)
             tables.append(_row(summary, f"measured, published (A100, {words})"))

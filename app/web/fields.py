@@ -134,7 +134,9 @@ ADVANCED_FIELDS = (
         True,
         shown=(*_TRAINING, *_LORA, ("quantization", ("int8", "nf4", "fp4"))),
     ),
-    Field("gradient_accumulation_steps", "Gradient accumulation steps", "count", 1, shown=_TRAINING),
+    Field(
+        "gradient_accumulation_steps", "Gradient accumulation steps", "count", 1, shown=_TRAINING
+    ),
     Field("momentum", "Momentum (sgd, rmsprop)", "decimal", 0, shown=_TRAINING),
     Field(
         "keep_logits",

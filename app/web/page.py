@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from typing import Any
+
+import gradio as gr
 
 from app.web.fields import (
     ADVANCED_FIELDS,
@@ -16,19 +18,16 @@ from app.web.fields import (
     SOURCES,
     Field,
 )
-from app.web.form import state_of
+from app.web.form import State, state_of
 from app.web.link import from_query
 from app.web.numbers import PRESETS, preset_numbers
-from app.web.render import Pages, render_answer, render_evidence, render_fits
+from app.web.render import Pages, render_answer, render_evidence
 from estimator.catalogue import entries
 from estimator.gpus import gpus
 
-# Gradio reads it when it is imported.
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-
-import gradio as gr  # noqa: E402
-
 TITLE = "gpumem: how much GPU memory does this LLM run need?"
+
+Search = Callable[[State], Awaitable[str]]
 
 _EVENT: dict[str, Any] = {
     "queue": False,
@@ -40,14 +39,18 @@ _EVENT: dict[str, Any] = {
 """Raw values in, HTML out: what a browser sends is for `form` to judge."""
 
 
-def build_page() -> gr.Blocks:
-    """Return the page; `style` has what goes with it."""
+def build_page(search: Search) -> gr.Blocks:
+    """Return the page; `style` has what goes with it.
+
+    Args:
+        search: what fits for a state, as HTML, somewhere else than in the server's own thread.
+    """
     first = render_answer(dict(DEFAULTS))
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         gr.HTML(_asset("header.html"), elem_id="gm-header")
         with gr.Tabs():
             with gr.Tab("Estimate"):
-                _estimate_tab(page, first)
+                _estimate_tab(page, first, search)
             with gr.Tab("Evidence"):
                 gr.HTML(render_evidence(), elem_classes="gm-answer")
     return page
@@ -63,7 +66,10 @@ def style() -> dict[str, Any]:
     }
 
 
-def _estimate_tab(page: gr.Blocks, first: Pages) -> None:
+def _estimate_tab(page: gr.Blocks, first: Pages, search: Search) -> None:
+    async def fits(*values: Any) -> str:
+        return await search(state_of(list(values)))
+
     with gr.Row(elem_id="gm-columns"):
         with gr.Column(scale=2, min_width=300, elem_id="gm-form"):
             widgets = _form()
@@ -82,13 +88,10 @@ def _estimate_tab(page: gr.Blocks, first: Pages) -> None:
         api_name="answer",
         **_EVENT,
     )
-    chosen = widgets["preset"].input(
-        _fill_in,
-        [widgets["preset"]],
-        [widgets[name] for name in preset_numbers(next(iter(PRESETS)))],
-        api_name="preset",
-        **_EVENT,
-    ).then(_answer, values, parts, api_name="answer_preset", **_EVENT)
+    filled = [widgets[name] for name in preset_numbers(next(iter(PRESETS)))]
+    preset = widgets["preset"]
+    chosen = preset.input(_fill_in, [preset], filled, api_name="preset", **_EVENT)
+    chosen = chosen.then(_answer, values, parts, api_name="answer_preset", **_EVENT)
     opened = page.load(
         _open,
         [widgets["config"]],
@@ -99,7 +102,7 @@ def _estimate_tab(page: gr.Blocks, first: Pages) -> None:
         **_EVENT,
     )
     for number, event in enumerate((typed, chosen, opened)):
-        event.then(_fits, values, [fitting], api_name=f"fits_{number}", **_EVENT)
+        event.then(fits, values, [fitting], api_name=f"fits_{number}", **_EVENT)
 
 
 def _form() -> dict[str, Any]:
@@ -178,10 +181,6 @@ def _texts(pages: Pages) -> list[str]:
 
 def _answer(*values: Any) -> list[str]:
     return _texts(render_answer(state_of(list(values))))
-
-
-def _fits(*values: Any) -> str:
-    return render_fits(state_of(list(values)))
 
 
 def _open(query: Any) -> list[Any]:

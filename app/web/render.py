@@ -11,9 +11,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from app.fitting import flags
 from app.web.answer import Answer, answer
 from app.web.charts import heat_map, parts, stacked_bar, timeline
-from app.web.evidence import CITED, known_error, nearest_cases, read_evidence
+from app.web.evidence import known_error, nearest_cases, read_evidence
 from app.web.fields import BY_NAME, is_shown
-from app.web.fits import Fits, fits
+from app.web.fits import fits
 from app.web.form import State, clean_state
 from app.web.link import to_query
 from benchmarks.scatter import draw_scatter
@@ -63,12 +63,13 @@ def render_fits(state: State) -> str:
 def _render_answer(items: tuple[tuple[str, Any], ...]) -> Pages:
     found = answer(dict(items))
     if found.report is None:
-        summary = _template("problem").render(problem=found.problem)
+        summary = _render("problem", problem=found.problem)
         return Pages(summary, "", _more(found))
     chosen = next((c for c in found.cards if found.case and c.gpu.name == found.case.gpu), None)
-    summary = _template("summary").render(report=found.report, case=found.case, chosen=chosen)
+    summary = _render("summary", report=found.report, case=found.case, chosen=chosen)
     shown = parts(found.report)
-    main = _template("main").render(
+    main = _render(
+        "main",
         report=found.report,
         parts=shown,
         bar=stacked_bar(shown),
@@ -87,7 +88,8 @@ def _render_answer(items: tuple[tuple[str, Any], ...]) -> Pages:
 
 def _more(found: Answer) -> str:
     case = found.case
-    return _template("more").render(
+    return _render(
+        "more",
         answer=found,
         components=COMPONENTS,
         error=None if case is None else known_error(case, "article"),
@@ -104,7 +106,8 @@ def _render_fits(items: tuple[tuple[str, Any], ...]) -> str:
     if found is None:
         return ""
     changes = () if found.changes is None else found.changes.tried
-    return _template("fits").render(
+    return _render(
+        "fits",
         fits=found,
         heat_map=heat_map(found),
         changes=[
@@ -126,9 +129,7 @@ def render_evidence() -> str:
     scatter = None
     if evidence.series:
         scatter = draw_scatter(evidence.series, "measured, published, GB", "traced, GB")
-    return _template("evidence").render(
-        evidence=evidence, scatter=scatter, cited=CITED.name, has_any=bool(evidence.rows)
-    )
+    return _render("evidence", evidence=evidence, scatter=scatter, has_any=bool(evidence.rows))
 
 
 @cache
@@ -162,5 +163,5 @@ def _valid_text(value: Any) -> Any:
     return value
 
 
-def _template(name: str) -> Any:
-    return _environment().get_template(f"{name}.html.j2")
+def _render(name: str, **values: Any) -> str:
+    return _environment().get_template(f"{name}.html.j2").render(**values)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
+import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from app.web.fields import FIELDS
+from app.web.workers import Workers
 from estimator.errors import EnvironmentUnavailable, GpumemError
 
 MAX_BODY_BYTES = 4 * 2**20
@@ -88,14 +92,14 @@ def _problem(body: bytes) -> str | None:
 
 
 async def _read(receive: Receive) -> bytes | None:
-    body = b""
+    body = bytearray()
     while True:
         message = await receive()
         body += message.get("body", b"")
         if len(body) > MAX_BODY_BYTES:
             return None
         if not message.get("more_body"):
-            return body
+            return bytes(body)
 
 
 def _with_headers(send: Send) -> Send:
@@ -129,16 +133,19 @@ def bind(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         listener.close()
         reason = getattr(error, "strerror", None) or str(error)
-        raise GpumemError(f"{host} port {port} cannot be had: {reason} (--port takes another)") from None
+        raise GpumemError(
+            f"{host} port {port} cannot be had: {reason} (--port takes another)"
+        ) from None
     return listener
 
 
-def make_app() -> App:
-    """Return the page as an ASGI application.
+def make_app(workers: Workers) -> App:
+    """Return the page as an ASGI application; `workers` do its searches.
 
     Raises:
         EnvironmentUnavailable: Gradio is not installed.
     """
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when it is imported
     try:
         import gradio
         from fastapi import FastAPI
@@ -150,7 +157,13 @@ def make_app() -> App:
 
     outer = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     gradio.mount_gradio_app(
-        outer, build_page(), path="/", run_history=False, ssr_mode=False, pwa=False, **style()
+        outer,
+        build_page(workers.fits),
+        path="/",
+        run_history=False,
+        ssr_mode=False,
+        pwa=False,
+        **style(),
     )
     return Guard(outer)
 
@@ -161,7 +174,8 @@ def serve(listener: socket.socket, ready: Callable[[], None]) -> None:
     Raises:
         EnvironmentUnavailable: as `make_app`.
     """
-    app = make_app()
+    workers = Workers()
+    app = make_app(workers)
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -169,5 +183,10 @@ def serve(listener: socket.socket, ready: Callable[[], None]) -> None:
             await super().startup(sockets)
             ready()
 
+    # uvicorn passes the signal on when it has finished: workers are to be stopped then, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
-    Server(config).run(sockets=[listener])
+    try:
+        Server(config).run(sockets=[listener])
+    finally:
+        workers.stop()

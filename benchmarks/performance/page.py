@@ -24,7 +24,12 @@ from typing import Any
 
 from benchmarks.error_summary import percentile
 
-_MODELS = ("meta-llama/Llama-3.1-8B", "google/gemma-2-9b", "Qwen/Qwen2.5-0.5B", "openai-community/gpt2")
+_MODELS = (
+    "meta-llama/Llama-3.1-8B",
+    "google/gemma-2-9b",
+    "Qwen/Qwen2.5-0.5B",
+    "openai-community/gpt2",
+)
 _START_LIMIT_S = 60
 
 
