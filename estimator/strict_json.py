@@ -11,6 +11,9 @@ from estimator.errors import GpumemError, show_value
 MAX_JSON_BYTES = 8 * 2**20
 """Configurations are a few KiB; what is larger than this is some other file."""
 
+MAX_DEPTH = 64
+"""Configurations nest a few levels deep; code that copies values recurses once or twice a level."""
+
 
 def parse_json(data: bytes | str, what: str, error: type[GpumemError]) -> Any:
     """Parse one JSON text; `what` names it in the error sentence (`cases line 3`).
@@ -33,7 +36,7 @@ def parse_json(data: bytes | str, what: str, error: type[GpumemError]) -> Any:
         text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
         if not text.strip():
             raise error(f"{what} is empty")
-        return json.loads(text, parse_constant=refuse, parse_float=finite)
+        value = json.loads(text, parse_constant=refuse, parse_float=finite)
     except UnicodeDecodeError:
         raise error(f"{what} is not JSON: it is not UTF-8 text") from None
     except json.JSONDecodeError as problem:
@@ -43,6 +46,8 @@ def parse_json(data: bytes | str, what: str, error: type[GpumemError]) -> Any:
         raise error(f"{what} is nested too deeply") from None
     except ValueError:  # Python refuses to convert integers of thousands of digits
         raise error(f"{what} contains a number with thousands of digits") from None
+    _check_depth(value, what, error)
+    return value
 
 
 def check_json(value: Any, what: str, error: type[GpumemError]) -> None:
@@ -58,3 +63,16 @@ def check_json(value: Any, what: str, error: type[GpumemError]) -> None:
         raise error(f"{what} is nested too deeply") from None
     except (TypeError, ValueError) as problem:
         raise error(f"{what} is not valid JSON: {show_value(str(problem), 100)}") from None
+    _check_depth(value, what, error)
+
+
+def _check_depth(value: Any, what: str, error: type[GpumemError]) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inner = [item for item in level if isinstance(item, (dict, list, tuple))]
+        if not inner:
+            return
+        level = [
+            value for item in inner for value in (item.values() if isinstance(item, dict) else item)
+        ]
+    raise error(f"{what} is nested too deeply")

@@ -16,6 +16,7 @@ from estimator.article import (
     training_components,
 )
 from estimator.case import Case
+from estimator.coefficients import matching_calibration
 from estimator.errors import GpumemError, UnsupportedError
 from estimator.gpus import Gpu, gpus
 from estimator.report import Components, MemoryReport
@@ -73,7 +74,7 @@ def answer(state: State) -> Answer:
     case, report, problem = None, None, None
     try:
         case = read_case(state, model)
-        report = estimate(case)
+        report = _estimate(case)
     except GpumemError as error:
         problem = str(error)
     article, article_problem = None, None
@@ -90,6 +91,11 @@ def answer(state: State) -> Answer:
         () if case is None or report is None else _cards(case, report),
         None if case is None else Taken(case_json(case), command_line(case), to_query(state)),
     )
+
+
+def _estimate(case: Case) -> MemoryReport:
+    """Return what `gpumem estimate` says: with the calibration that matches, where one does."""
+    return estimate(case, calibration=matching_calibration(case))
 
 
 def _article(state: State, model: ModelChoice, case: Case | None) -> Article | None:
@@ -138,6 +144,6 @@ def _cards(case: Case, report: MemoryReport) -> tuple[Card, ...]:
     for gpu in sorted(gpus(), key=lambda gpu: (gpu.memory_mib, gpu.name)):
         size = gpu.cublas_workspace_bytes
         if size not in reports:
-            reports[size] = estimate(replace(case, gpu=gpu.name))
+            reports[size] = _estimate(replace(case, gpu=gpu.name))
         cards.append(Card(gpu, judge(reports[size], gpu)))
     return tuple(cards)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.error_summary import ErrorSummary, summarize
-from benchmarks.published import CITED, read_rows
+from benchmarks.evidence.rows import FOLDER, MEASUREMENTS, published_figures
 from benchmarks.readme_table import REPORTS, SUITES
 from benchmarks.scatter import Point, Series
 from estimator.case import Case
@@ -41,12 +41,13 @@ class ErrorRow:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A measured case: what others published, with its source."""
+    """A case that others measured: their figure of peak allocated bytes, as precise as printed."""
 
     case: Case
     parameters: int | None
     allocated_bytes: int
     gpu: str
+    framework: str
     source: str
 
 
@@ -136,15 +137,20 @@ def _parameters(case: Case) -> int | None:
 
 
 def _measured_cases() -> list[Measured]:
-    if not CITED.exists():
+    if not (FOLDER / MEASUREMENTS).exists():
         return []
-    found = []
-    for row in read_rows():
-        if row["instant"] == "peak":
-            case = Case.from_dict(row["case"])
-            size = row["allocated_bytes"]
-            found.append(Measured(case, _parameters(case), size, row["gpu"], row["source"]))
-    return found
+    return [
+        Measured(
+            row.case,
+            _parameters(row.case),
+            row.size_bytes,
+            row.gpu,
+            row.framework,
+            row.source,
+        )
+        for row in published_figures(tiers=("A", "B"))
+        if row.case is not None and row.size_bytes is not None
+    ]
 
 
 def _published_rows() -> list[ErrorRow]:

@@ -55,6 +55,11 @@
       summary.setAttribute("role", "status");
       summary.setAttribute("aria-live", "polite");
     }
+    // Gradio's groups of radio buttons have a heading, but no name.
+    document.querySelectorAll("#gm-form fieldset:not([aria-label])").forEach((group) => {
+      const heading = group.querySelector("[data-testid=block-info]");
+      if (heading) group.setAttribute("aria-label", heading.textContent.trim());
+    });
     showLink();
   };
 

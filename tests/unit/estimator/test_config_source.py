@@ -154,9 +154,10 @@ def test_wrong_models(
     assert len(str(raised.value)) < 400
 
 
-def test_deep_object() -> None:
+@pytest.mark.parametrize("depth", [100, 900, 100_000])
+def test_deep_object(depth: int) -> None:
     deep: dict[str, Any] = {"model_type": "llama"}
-    for _ in range(100_000):
+    for _ in range(depth):
         deep = {"a": deep}
     with pytest.raises(ModelError, match="nested too deeply"):
         load_config(deep)

@@ -37,6 +37,28 @@ def tokens_only(bytes_a_token: int, base: int = GIB) -> Any:
     return lambda c: Peaks("forward", base + bytes_a_token * c.batch_size * c.sequence_length)
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_the_search_finds_what_trying_every_value_finds(seed: int) -> None:
+    rng = random.Random(seed)
+    bends = sorted((rng.randint(1, 9000), rng.randint(1, 4_000_000)) for _ in range(4))
+    start, floor = rng.randint(1, 5000), rng.randint(0, 30 * GIB)
+
+    def size(value: int) -> int:
+        bent = sum(
+            rate * max(0, value - begin) ** (1 + n % 2) for n, (begin, rate) in enumerate(bends)
+        )
+        return (floor + bent) // 2**20 * 2**20
+
+    found = largest_batch(
+        case(batch_size=start), lambda c: Peaks("forward", size(c.batch_size)), ROOM
+    )
+    if found.value is None:
+        assert not ROOM.holds(size(1), None)
+        return
+    assert ROOM.holds(size(found.value), None)
+    assert found.value == MAX_BATCH or not ROOM.holds(size(found.value + 1), None)
+
+
 def fits(answer: Any, c: Case) -> bool:
     peaks = answer(c)
     return ROOM.holds(peaks.allocated_bytes, peaks.reserved_bytes)
