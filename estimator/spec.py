@@ -371,6 +371,12 @@ class ModelSpec:
     logits_scaled: bool = False
     logits_softcap: bool = False
     embedding_norm: Norm | None = None
+    fixed_positions: int = 0
+    """Rows of a table of positions that is computed, not learned (XGLM)."""
+    fixed_positions_cast: bool = False
+    """Whether that table is fp32 until the first forward pass casts it (CTRL)."""
+    checkpointable: bool = True
+    """Whether the model's class supports gradient checkpointing."""
     mask_style: str = "additive"
     """Which masks there are: eager attention's are `additive` ones in the weights' dtype, or
     `boolean` ones, which backward needs (MPT); Falcon makes one `always`, or one `by_head`."""

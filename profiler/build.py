@@ -236,6 +236,9 @@ def _load_checkpoint(case: Case, device: Any, dtype: Any) -> Any:
 
 def _prepare_training(case: Case, model: Any) -> Any:
     """Do what Trainer and peft do to a model before the first step, in their order."""
+    if case.gradient_checkpointing and not model.supports_gradient_checkpointing:
+        name = type(model).__name__
+        raise UnsupportedError(f"{name} of transformers supports no gradient checkpointing")
     if case.lora is not None:
         if case.quantization and case.prepare_kbit:
             from peft import prepare_model_for_kbit_training

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from estimator.architecture import alibi, fp32_scores, latent, split
+from estimator.architecture import alibi, fp32_scores, latent, split, xglm
 from estimator.architecture import attention as standard
 from estimator.architecture.context import Context
 from estimator.architecture.tape import Tape, Tensor
@@ -13,6 +13,7 @@ from estimator.spec import Attention
 _RECIPES: dict[str, Callable[[Tape, Tensor, Attention, Context], tuple[Tensor, Tensor | None]]] = {
     "standard": standard.attention,
     "split": split.attention,
+    "xglm": xglm.attention,
     "mpt": alibi.mpt_attention,
     "gptj": fp32_scores.gptj_attention,
     "codegen": fp32_scores.codegen_attention,

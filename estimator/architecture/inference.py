@@ -12,7 +12,8 @@ from estimator.architecture.context import (
     inference_context,
     layer_context,
 )
-from estimator.architecture.inventory import Held, Inventory, weights
+from estimator.architecture.embeddings import embeddings
+from estimator.architecture.inventory import Held, Inventory, position_table, weights
 from estimator.architecture.masks import attention_masks, distance_bytes
 from estimator.architecture.parts import cast
 from estimator.architecture.run import Pass, Run
@@ -41,6 +42,8 @@ def play_inference(case: Case, spec: ModelSpec, items: Inventory) -> Run:
     run.change("workspace", workspace_bytes(case.gpu))
     run.phases["load"] = [base.allocated_bytes, base.allocated_bytes]
     run.begin("prefill")
+    if items.table_cast:
+        _cast_table(run, case, items)
     ctx = inference_context(case, S, S)
     _forward(run, spec, ctx)
     steps = case.max_new_tokens - 1
@@ -71,12 +74,23 @@ def play_inference(case: Case, spec: ModelSpec, items: Inventory) -> Run:
     return run
 
 
+def _cast_table(run: Run, case: Case, items: Inventory) -> None:
+    """The first forward pass casts a table of positions; before it there is no workspace yet."""
+    old, new = (position_table(case, items, loaded=loaded) for loaded in (True, False))
+    if old == new:
+        return
+    missing = workspace_bytes(case.gpu)
+    both = new.allocated_bytes - missing, new.requested_bytes - missing
+    run.spike("weights", *both, "a table of positions is cast")
+    run.exchange("weights", old, new)
+
+
 def _forward(run: Run, spec: ModelSpec, ctx: Context) -> None:
     # generate's copy of the new ids, which the model's caller holds, and their positions.
     ids, positions = 8 * ctx.tokens, 8 * ctx.queries
     run.change("temporaries", ids + positions)
     tape = Tape(recording=False)
-    hidden, held = blocks.embeddings(tape, spec, ctx)
+    hidden, held = embeddings(tape, spec, ctx)
     run.play(Pass.of(tape.take_events(), "embeddings"))
     assert hidden.storage is not None
     also_held = Held() if held else Held(hidden.storage.requested, hidden.storage.allocated)

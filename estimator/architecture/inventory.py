@@ -79,6 +79,11 @@ class Inventory:
     rotary_caches: tuple[int, ...] = ()
     """Elements of cos, and of sin, of all positions: what older stacks kept in each layer."""
 
+    table: int = 0
+    """Elements of a computed table of positions."""
+    table_cast: bool = False
+    """Whether that table is loaded in fp32, and cast by the first forward pass."""
+
     @property
     def base_count(self) -> int:
         """Parameters of the base."""
@@ -109,7 +114,13 @@ def inventory(spec: ModelSpec, lora: Lora | None) -> Inventory:
     if spec.rope_tables and spec.max_positions:
         caches = (spec.max_positions * spec.rotary_dim,) * len(spec.layers)
     return Inventory(
-        tuple(spec.parameter_counts()), tuple(adapters), tuple(buffers), linears, caches
+        tuple(spec.parameter_counts()),
+        tuple(adapters),
+        tuple(buffers),
+        linears,
+        caches,
+        spec.fixed_positions * spec.hidden_size,
+        spec.fixed_positions_cast,
     )
 
 
@@ -129,9 +140,18 @@ def adapter_tensors(layer: Layer, lora: Lora) -> Iterator[int]:
                 yield linear.outputs
 
 
+def position_table(case: Case, items: Inventory, loaded: bool) -> Held:
+    """Return the bytes of a computed table of positions, as loaded or as the first forward pass
+    leaves it: in the dtype of what it is added to."""
+    cast = 4 if loaded or prepared(case) else WIDTHS[case.dtype]
+    return held((items.table,), cast if items.table_cast else WIDTHS[case.dtype])
+
+
 def weights(case: Case, items: Inventory) -> Held:
     """Return the bytes of all parameters and buffers as loaded."""
     apart = held(items.adapters, 4) + held(items.buffers_bytes, 1)
+    if items.table:
+        apart += position_table(case, items, loaded=not case.training)
     if stack_of(case).rotary_caches:
         apart += held(items.rotary_caches, WIDTHS[case.dtype], copies=2)
     if case.quantization is None:

@@ -12,6 +12,7 @@ from estimator.allocator import expected_block
 from estimator.architecture import layer as blocks
 from estimator.architecture import older
 from estimator.architecture.context import AMP_WIDTH, Context, training_context
+from estimator.architecture.embeddings import embeddings
 from estimator.architecture.inventory import Held, Inventory, held, trainable, weights
 from estimator.architecture.masks import attention_masks, distance_bytes, kept_masks
 from estimator.architecture.optimizer import optimizer_memory
@@ -77,7 +78,7 @@ def _forward_and_backward(
 ) -> None:
     run.begin("forward")
     embedding = Tape(accumulate=accumulates)
-    hidden, held = blocks.embeddings(embedding, spec, ctx)
+    hidden, held = embeddings(embedding, spec, ctx)
     kinds = _layer_passes(spec, ctx, hidden.grad, accumulates)
     keeps = kinds.passes[kinds.order[0]].keeps_input
     assert hidden.storage is not None

@@ -26,6 +26,7 @@ from estimator.families import (
     olmo,
     opt,
     phi,
+    xglm_ctrl,
 )
 from estimator.families.reader import ConfigReader
 from estimator.spec import ModelSpec
@@ -72,6 +73,8 @@ PARSERS: dict[str, Callable[[ConfigReader], ModelSpec]] = {
     "gpt-sw3": gpt2.parse,
     "gpt_bigcode": gpt2.parse_bigcode,
     "gpt_neox": gpt_neox.parse,
+    "xglm": xglm_ctrl.parse_xglm,
+    "ctrl": xglm_ctrl.parse_ctrl,
     "bloom": bloom_mpt.parse_bloom,
     "falcon": falcon.parse,
     "mpt": bloom_mpt.parse_mpt,

@@ -43,6 +43,13 @@ class Modules:
         self._numbers: list[int] = [0]
         self._ran: list[str | None] = [None]
 
+    def place_tensors(self, recorder: Any) -> None:
+        """Tell a recorder which module has each tensor, and let go of them: a buffer that the
+        model replaces (CTRL's table of positions) is then freed as it would be."""
+        for tensor, path in self.tensors:
+            recorder.place([tensor], path)
+        self.tensors.clear()
+
     def owner(self, parameter: Any) -> str | None:
         """Return the path of the module that has a parameter (the first, where it is tied)."""
         return self._owners.get(id(parameter))

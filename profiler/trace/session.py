@@ -114,8 +114,7 @@ def _record(
         workspace = workspace_bytes(case.gpu)
         recorder = Recorder(timeline, config.vocab_size, workspace, modules, padded, without)
         recorder.register(tensors.model_tensors(model), "weights")
-        for tensor, module in modules.tensors:
-            recorder.place([tensor], module)
+        modules.place_tensors(recorder)
         parameters = tensors.count_parameters(model)
         # Registered before the mode is active: a batch is there when the first step begins.
         batch = loops.make_batch(case, config.vocab_size, "meta")

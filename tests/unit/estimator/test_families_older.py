@@ -13,7 +13,7 @@ from estimator.errors import ModelError, UnsupportedError
 from estimator.families import PARSERS, parse_spec
 from estimator.spec import ModelSpec
 
-TYPES = ("gptj", "codegen", "gpt_neo", "bitnet", "hyperclovax", "bloom", "mpt", "falcon")
+TYPES = ("gptj", "codegen", "gpt_neo", "bitnet", "hyperclovax", "bloom", "mpt", "falcon", "xglm", "ctrl")
 MODELS = [entry for entry in entries() if entry.model_type in TYPES]
 GPT: dict[str, Any] = {"n_embd": 256, "n_head": 8, "n_layer": 2, "vocab_size": 500}
 
@@ -43,6 +43,8 @@ def test_every_family_is_in_the_catalogue() -> None:
         ({"model_type": "bloom", "hidden_size": 100, "n_head": 8}, "n_head 8 does not divide"),
         ({"model_type": "mpt", "attn_config": []}, r"attn_config is \[\], but must be an object"),
         ({"model_type": "falcon", "new_decoder_architecture": True, "num_kv_heads": 9}, "divide"),
+        ({"model_type": "xglm", "d_model": 100, "attention_heads": 8}, "does not divide"),
+        ({"model_type": "ctrl", "dff": 0}, "dff is 0"),
         ({"model_type": "falcon", "num_ln_in_parallel_attn": 3}, "num_ln_in_parallel_attn is 3"),
     ],
 )
@@ -55,6 +57,8 @@ def test_impossible_configurations_are_named(config: dict[str, Any], what: str) 
     ("config", "what"),
     [
         ({"model_type": "gptj", **GPT, "rotary_dim": None}, "rotary_dim null"),
+        ({"model_type": "xglm", "layerdrop": 0.1}, "layerdrop"),
+        ({"model_type": "xglm", "add_cross_attention": True}, "add_cross_attention"),
         ({"model_type": "bloom", "slow_but_exact": True}, "slow_but_exact"),
         ({"model_type": "mpt", "attn_config": {"clip_qkv": 8}}, "clip_qkv"),
         (
@@ -123,3 +127,20 @@ def test_falcons_linears_are_not_quantized() -> None:
     )
     assert quantized.components.weights_bytes == plain.components.weights_bytes
     assert "none of falcon's linears" in " ".join(quantized.assumptions)
+
+
+def test_a_class_without_checkpointing_is_refused() -> None:
+    case = Case(model={"model_type": "ctrl"}, task="training", gradient_checkpointing=True)
+    with pytest.raises(UnsupportedError, match="ctrl .* supports no gradient checkpointing"):
+        estimate(case)
+
+
+def test_ctrls_table_of_positions_is_loaded_in_fp32() -> None:
+    config = {"model_type": "ctrl", **GPT, "dff": 512, "n_positions": 4096}
+    short, long = (
+        estimate(Case(model={**config, "n_positions": n}, sequence_length=8)).phases
+        for n in (4096, 8192)
+    )
+    grown = long[0].end_allocated_bytes - short[0].end_allocated_bytes
+    assert grown == 4096 * 256 * 4
+    assert long[1].end_allocated_bytes - short[1].end_allocated_bytes == 4096 * 256 * 2

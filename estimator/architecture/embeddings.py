@@ -1,0 +1,103 @@
+"""Formulas of the embeddings: tokens looked up, scaled, with positions, normalized, dropped out.
+
+Source: `forward` of transformers' models (`LlamaModel`, `GPT2Model`, `GemmaModel`, `XGLMModel`).
+"""
+
+from __future__ import annotations
+
+from estimator.architecture.context import Context
+from estimator.architecture.norms import norm
+from estimator.architecture.parts import dropout, parameter
+from estimator.architecture.tape import PASS, Tape, Tensor
+from estimator.spec import ModelSpec
+
+
+def embeddings(tape: Tape, spec: ModelSpec, ctx: Context) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Look the tokens up: [B, Q, hidden]; learned positions are added, Gemma's are scaled.
+
+    Returns the layers' input, and what the model's forward holds until its end: `inputs_embeds`
+    is the layers' input itself, except where positions are added to it or dropout copies it.
+
+    Backward makes a dense gradient of the whole table, and sorts the indices first when there
+    are more than 3072 (aten/src/ATen/native/cuda/Embedding.cu).
+    """
+    count = ctx.tokens * spec.hidden_size
+    table = parameter(spec.vocab_size * spec.hidden_size, ctx.outer_width, ctx.full)
+    sort = (8 * ctx.tokens, 8 * ctx.tokens) if ctx.tokens > 3072 else ()
+    out = tape.op(count, ctx.outer_width, (table,), temporaries=sort)
+    if spec.embedding_scaled:
+        scaled = tape.op(count, ctx.width, (out,))
+        tape.drop(out)
+        out = scaled
+    out = _with_input_grads(out, ctx)
+    if spec.position_rows:
+        rows = parameter(spec.position_rows * spec.hidden_size, ctx.width, ctx.full)
+        own = spec.positions_counted and ctx.training
+        positions = _positions(tape, rows, ctx.tokens if own else ctx.queries, spec, ctx)
+        part = PASS if own else positions.size
+        summed = tape.op(count, ctx.width, (out, positions), grads=(PASS, part))
+        hidden = dropout(tape, summed, spec.embedding_dropout, ctx)
+        tape.drop(summed)
+        _keep_leaf(tape, out, ctx)
+        return hidden, (out, positions)
+    if spec.fixed_positions:
+        return _with_fixed_positions(tape, out, spec, ctx)
+    if spec.embedding_multiplied:
+        scaled = tape.op(count, ctx.width, (out,))
+        _keep_leaf(tape, out, ctx)
+        tape.drop(out)
+        out = scaled
+    if spec.embedding_norm is not None:
+        hidden = norm(tape, out, spec.embedding_norm, ctx)
+        _keep_leaf(tape, out, ctx)
+        return hidden, (out,)
+    if spec.embedding_dropout and ctx.training:
+        hidden = dropout(tape, out, spec.embedding_dropout, ctx)
+        _keep_leaf(tape, out, ctx)
+        if spec.embedding_held:
+            return hidden, (out,)
+        tape.drop(out)
+        return hidden, ()
+    return out, ()
+
+
+def _with_fixed_positions(
+    tape: Tape, out: Tensor, spec: ModelSpec, ctx: Context
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Rows of a computed table are added (XGLM); CTRL names them, and adds token types of 0."""
+    rows = tape.new(ctx.queries * spec.hidden_size, ctx.width)
+    summed = tape.op(out.count, out.width, (out,), grads=(PASS,))
+    held: tuple[Tensor, ...] = (out,)
+    if spec.fixed_positions_cast:
+        held = (out, rows)
+        before, summed = summed, tape.op(out.count, out.width, (summed,), grads=(PASS,))
+        tape.drop(before)
+    else:
+        tape.drop(rows)
+    hidden = dropout(tape, summed, spec.embedding_dropout, ctx)
+    tape.drop(summed)
+    _keep_leaf(tape, out, ctx)
+    return hidden, held
+
+
+def _with_input_grads(x: Tensor, ctx: Context) -> Tensor:
+    """Adapters with checkpointing make the embeddings' output require grad.
+
+    Source: PreTrainedModel.enable_input_require_grads.
+    """
+    if ctx.lora is not None and ctx.training and ctx.checkpointing:
+        x.grad = True
+    return x
+
+
+def _positions(tape: Tape, rows: Tensor, count: int, spec: ModelSpec, ctx: Context) -> Tensor:
+    """Look `count` positions up, which OPT counts from 2: the indices are saved."""
+    sort = (8 * count, 8 * count) if count > 3072 else ()
+    indices = (8 * count,) if spec.position_offset else ()
+    return tape.op(count * spec.hidden_size, ctx.width, (rows,), temporaries=sort, aux=indices)
+
+
+def _keep_leaf(tape: Tape, x: Tensor, ctx: Context) -> None:
+    """A leaf that requires grad lives as long as the graph: its AccumulateGrad node holds it."""
+    if x.grad and not ctx.full and x.storage is not None:
+        tape.pin(x)
