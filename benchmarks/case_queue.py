@@ -1,10 +1,16 @@
-"""Hands out cases to threads: in order, what fits on the card now, while there is time."""
+"""Hands out cases to threads: what fits on the card now, while there is time.
+
+Without a card to share the suite's order is kept. On one, the case that needs most of what is free
+goes first, because small ones fill the gaps that are left; those that need the card to themselves
+come last, when nothing is kept waiting for them.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from benchmarks.plan import PlannedCase
 
@@ -13,7 +19,8 @@ class CaseQueue:
     """Cases waiting to be run, shared by the threads that run them.
 
     `capacity_bytes` is what may be in use at once by the sum of `need_bytes`; None packs nothing
-    and limits nothing. A case without a prediction, or one above the capacity, runs alone.
+    and limits nothing. A case that asks for it, has no prediction, or needs more than the capacity
+    runs alone. Two runs of one case never run at once, so that their repeats keep their numbers.
     `time_budget_s` is counted from now; a case starts only if as long as the longest one so far
     (`first_guess_s` before there is one) is left.
     """
@@ -26,8 +33,8 @@ class CaseQueue:
         first_guess_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._waiting = list(cases)
         self._capacity_bytes = capacity_bytes
+        self._waiting = sorted(cases, key=self._turn)
         self._clock = clock
         self._deadline = None if time_budget_s is None else clock() + time_budget_s
         self._longest_s = 0.0
@@ -55,6 +62,18 @@ class CaseQueue:
             self._longest_s = max(self._longest_s, seconds)
             self._changed.notify_all()
 
+    def run_alone(self, planned: PlannedCase) -> None:
+        """Give out a case once more, when it has the card to itself."""
+        with self._changed:
+            self._waiting.append(replace(planned, alone=True))
+            self._changed.notify_all()
+
+    def shares(self, planned: PlannedCase) -> bool:
+        """Whether a case may have others beside it on the card."""
+        need = planned.need_bytes
+        capacity = self._capacity_bytes
+        return capacity is not None and not planned.alone and need is not None and need <= capacity
+
     def stop(self) -> None:
         """Give out nothing more."""
         with self._changed:
@@ -79,9 +98,23 @@ class CaseQueue:
         left = self.seconds_left()
         return left is None or left >= (self._longest_s or self._first_guess_s)
 
+    def _turn(self, planned: PlannedCase) -> tuple[bool, int]:
+        """Return what cases are sorted by."""
+        if self._capacity_bytes is None:
+            return False, 0
+        return not self.shares(planned), -(planned.need_bytes or 0)
+
     def _fits(self, candidate: PlannedCase) -> bool:
+        if any(planned.key == candidate.key for planned in self._running):
+            return False
         if self._capacity_bytes is None or not self._running:
             return True
-        needs = [planned.need_bytes for planned in (*self._running, candidate)]
-        known = [need for need in needs if need is not None]
-        return len(known) == len(needs) and sum(known) <= self._capacity_bytes
+        if not all(map(self.shares, (*self._running, candidate))):
+            return False
+        return self._needed(candidate) + sum(map(self._needed, self._running)) <= (
+            self._capacity_bytes
+        )
+
+    @staticmethod
+    def _needed(planned: PlannedCase) -> int:
+        return planned.need_bytes or 0

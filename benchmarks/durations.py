@@ -8,13 +8,18 @@ phase, whatever their sizes.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from estimator.case import Case
 from estimator.config_source import load_config
 from estimator.errors import UnsupportedError
 from estimator.families import parse_spec
 
-GPU_START_S = 8.0
-"""Imports of torch and transformers in a fresh process, the CUDA context, and its end."""
+GPU_START_S = 6.0
+"""Imports of torch and transformers in a fresh process: nothing is on the card yet."""
+
+_GPU_CONTEXT_S = 2.0
+"""The CUDA context, its libraries, and their end."""
 
 _GPU_STEPS = 3
 _HALF_FLOPS = 150e12
@@ -32,8 +37,26 @@ _UNKNOWN_S = {"cuda": 30.0, "trace": 3.0}
 _BYTES_A_VALUE = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
-def guess_seconds(case: Case, source: str) -> float:
-    """Return the seconds that a case may take from one source (`cuda` or `trace`).
+@dataclass(frozen=True, slots=True)
+class Duration:
+    """Seconds of a case by what they occupy.
+
+    `start_s` and `host_s` are the host's, which many workers spend side by side: before anything is
+    on the card, and after. `gpu_s` are those of the GPU's work, spent one worker after another.
+    """
+
+    start_s: float
+    host_s: float = 0.0
+    gpu_s: float = 0.0
+
+    @property
+    def total_s(self) -> float:
+        """Seconds of a worker that has the machine to itself."""
+        return self.start_s + self.host_s + self.gpu_s
+
+
+def guess_duration(case: Case, source: str) -> Duration:
+    """Return how long a case may take from one source (`cuda` or `trace`).
 
     Raises:
         ModelError: when the case's model cannot be found or read.
@@ -41,23 +64,23 @@ def guess_seconds(case: Case, source: str) -> float:
     try:
         spec = parse_spec(load_config(case.model))
     except UnsupportedError:
-        return _UNKNOWN_S[source]
+        return Duration(_UNKNOWN_S[source])
     layers = len(spec.layers)
     if source == "trace":
-        return _TRACE_BASE_S + _TRACE_LAYER_S[case.task] * layers
+        return Duration(_TRACE_BASE_S + _TRACE_LAYER_S[case.task] * layers)
     parameters = spec.parameters
     tokens = case.batch_size * case.sequence_length
     scores = case.batch_size * case.sequence_length**2
     forward = 2 * parameters * tokens + 4 * scores * spec.heads * spec.head_dim * layers
     half = case.dtype != "float32" or case.mixed_precision is not None
     forward_s = forward / (_HALF_FLOPS if half else _FLOAT32_FLOPS)
-    launch_s = _KERNEL_LAUNCH_S * layers
     load_s = parameters * _BYTES_A_VALUE[case.dtype] / _LOAD_BYTES_PER_S
     if case.training:
-        passes = 4 if case.gradient_checkpointing else 3
         steps = _GPU_STEPS * case.gradient_accumulation_steps
-        run_s = steps * passes * (forward_s + launch_s)
+        passes = steps * (4 if case.gradient_checkpointing else 3)
+        gpu_s = passes * forward_s
     else:
-        new = case.max_new_tokens or 0
-        run_s = forward_s + new * (launch_s + parameters / _HALF_FLOPS)
-    return GPU_START_S + load_s + run_s
+        passes = case.max_new_tokens or 0
+        gpu_s = forward_s + passes * parameters / _HALF_FLOPS
+    host_s = _GPU_CONTEXT_S + load_s + passes * _KERNEL_LAUNCH_S * layers
+    return Duration(GPU_START_S, host_s, gpu_s)

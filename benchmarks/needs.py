@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from benchmarks.durations import guess_seconds
+from benchmarks.durations import guess_duration
 from estimator import estimate
 from estimator.case import Case
 from estimator.errors import UnsupportedError
+from estimator.report import Peak
 from estimator.units import GB, GIB
 
 
@@ -27,14 +28,14 @@ class Needs:
     trace_seconds: float
 
 
-def predict_peak(case: Case) -> int | None:
-    """Return the `architecture` estimate of peak allocated bytes, None where there is none.
+def predict_peak(case: Case) -> Peak | None:
+    """Return the peak that `architecture` estimates, None where it has no estimate.
 
     Raises:
         ModelError: when the case's model cannot be found or read.
     """
     try:
-        return estimate(case).peak.allocated_bytes
+        return estimate(case).peak
     except UnsupportedError:
         return None
 
@@ -47,13 +48,13 @@ def needs_of(cases: Iterable[Case]) -> Needs:
     """
     cases = list(cases)
     peaks = [predict_peak(case) for case in cases]
-    known = [peak for peak in peaks if peak is not None]
+    known = [peak.allocated_bytes for peak in peaks if peak is not None]
     return Needs(
         count=len(cases),
         largest_bytes=max(known, default=None),
         unknown=len(peaks) - len(known),
-        cuda_seconds=sum(guess_seconds(case, "cuda") for case in cases),
-        trace_seconds=sum(guess_seconds(case, "trace") for case in cases),
+        cuda_seconds=sum(guess_duration(case, "cuda").total_s for case in cases),
+        trace_seconds=sum(guess_duration(case, "trace").total_s for case in cases),
     )
 
 

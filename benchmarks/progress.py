@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from benchmarks.needs import short_time
 from benchmarks.plan import FAILED, Plan, PlannedCase
 from benchmarks.runner import Outcome
 from estimator.units import format_gb, format_gib
@@ -46,15 +47,19 @@ def _why(record: Record) -> str:
 
 def plan_lines(plan: Plan) -> Iterator[str]:
     """Yield the lines of `--dry-run`: what would run and what it needs by the estimate."""
+    runs = "" if plan.total == plan.case_count else f" in {plan.total} runs"
     yield (
-        f"suite {plan.suite}, source {plan.source}: {plan.total} cases, "
+        f"suite {plan.suite}, source {plan.source}: {plan.case_count} cases{runs}, "
         f"{len(plan.done)} recorded, {len(plan.to_run)} to run"
     )
+    if plan.to_run:
+        yield f"time: a rough guess is {short_time(plan.seconds)}, one after another"
     for planned in plan.done:
         assert planned.last is not None
         yield f"{planned.last.status:<8} {_need(planned)}  {planned.id}"
     for planned in plan.to_run:
-        yield f"{'to run':<8} {_need(planned)}  {planned.id}"
+        how = "".join(f" ({word})" for word in ("alone", "history") if getattr(planned, word))
+        yield f"{'to run':<8} {_need(planned)}  {planned.id}{how}"
 
 
 def _need(planned: PlannedCase) -> str:

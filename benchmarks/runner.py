@@ -19,13 +19,18 @@ from benchmarks.plan import FAILED, Plan, PlannedCase
 from benchmarks.store import RecordStore
 from estimator.case import Case
 from profiler.record import Record
+from profiler.requests import AS_USUAL, HowToRun
 
 
 class CaseWorker(Protocol):
     """Runs one case at a time and answers with a record, whatever happens to its process."""
 
-    def run(self, case: Case, timeout_s: float | None = None, *, repeat: int = 1) -> Record:
+    def run(self, case: Case, timeout_s: float | None = None, how: HowToRun = AS_USUAL) -> Record:
         """Run a case and return its record; status `timeout` after `timeout_s` seconds."""
+        ...
+
+    def prepare(self) -> None:
+        """Get ready for a case, without taking anything of the card."""
         ...
 
     def kill(self) -> None:
@@ -45,7 +50,8 @@ class Outcome:
     """What became of one case.
 
     `recorded` before this run, `ran` in it, recorded `elsewhere` meanwhile by another runner;
-    without a record: another runner is at it (`busy`), or the time was too short (`no time`).
+    without a record: another runner is at it (`busy`), or the time was too short (`no time`). A
+    case that failed beside others has no outcome yet: it is run again alone.
     """
 
     planned: PlannedCase
@@ -140,7 +146,7 @@ class _Crew:
         try:
             with self._make_worker() as worker:
                 self._workers.append(worker)
-                while (planned := self._cases.take()) is not None:
+                while (planned := self._take(worker)) is not None:
                     outcome = self._run(worker, planned)
                     if outcome is not None:
                         self._answers.put(outcome)
@@ -149,6 +155,12 @@ class _Crew:
         else:
             self._answers.put(None)
 
+    def _take(self, worker: CaseWorker) -> PlannedCase | None:
+        """Return the next case that may start; while it waits for room the worker gets ready."""
+        if self._cases.not_started():
+            worker.prepare()
+        return self._cases.take()
+
     def _run(self, worker: CaseWorker, planned: PlannedCase) -> Outcome | None:
         start = time.monotonic()
         try:
@@ -156,7 +168,7 @@ class _Crew:
                 if not claimed:
                     return Outcome(planned, "busy")
                 recorded = self._store.of_case(planned.key)
-                if len(recorded) > planned.repeats:
+                if len(recorded) >= planned.wanted:
                     return Outcome(planned, "elsewhere", recorded[-1])
                 return self._run_claimed(worker, planned)
         finally:
@@ -168,10 +180,31 @@ class _Crew:
         if left_s is not None:
             timeout_s = min(timeout_s, max(left_s, _LEAST_TIMEOUT_S))
         repeat = self._store.next_repeat(planned.key)
-        record = worker.run(planned.case, timeout_s, repeat=repeat)
+        shares = self._cases.shares(planned)
+        path = self._store.path(planned.case, planned.key, repeat)
+        how = HowToRun(
+            repeat=repeat,
+            loop=planned.key.loop,
+            snapshot=path.with_suffix(".pickle") if planned.history else None,
+            share_bytes=planned.share_bytes if shares else None,
+        )
+        record = worker.run(planned.case, timeout_s, how)
         if record.status in FAILED and self._cases.stopped:
             return None  # It failed because we stopped it, which says nothing of the case.
         if record.status == "timeout" and timeout_s < self._limits.timeout_s:
             return Outcome(planned, "no time")  # The budget ended, not the case's own limit.
+        if shares and not _is_its_own(record):
+            self._cases.run_alone(planned)
+            return None
         self._store.write(record, planned.key, repeat)
         return Outcome(planned, "ran", record)
+
+
+def _is_its_own(record: Record) -> bool:
+    """Whether a run that shared the card says what it would say alone.
+
+    Its allocator is held to its share, so that a wrong prediction costs this case and no other: it
+    runs out or retries where the whole card might have been enough; and others slow it down.
+    """
+    measured = record.measurement
+    return record.status == "ok" and (measured is None or measured.allocator_retries == 0)

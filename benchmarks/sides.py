@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.store import Problem, read_records
 from estimator.case import Case
 from estimator.errors import CaseError
+from estimator.units import format_error, relative_error
 from profiler.environment import Environment
-from profiler.record import Record
+from profiler.record import OWN_LOOP, TRAINER_LOOP, Loop, Record
+
+LOOPS_AGREE = 0.01
+"""How far the own loop may be from Trainer before that is flagged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +35,16 @@ class SideCase:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """What one side has: `cases` by (case_id, source), and the files that hold no record."""
+    """What one side has: `cases` by (case_id, source), and the files that hold no record.
+
+    `trainer` holds the records of runs that transformers.Trainer played, where the own loop's are
+    there as well; where they are all there is of a case, they are its `cases`.
+    """
 
     name: str
     cases: dict[tuple[str, str], SideCase]
     problems: tuple[Problem, ...]
+    trainer: dict[tuple[str, str], SideCase] = field(default_factory=dict)
 
     @property
     def environments(self) -> dict[str, Environment]:
@@ -49,11 +58,29 @@ class Side:
             yield f"{self.name} holds records of {len(self.environments)} environments"
         made = [entry.record.provenance for entry in self.cases.values()]
         dirty = sum(one is not None and one.dirty is True for one in made)
+        if self.trainer:
+            yield self._about_trainer()
         if dirty:
             yield (
                 f"{dirty} of {len(made)} records of {self.name} were made by code with changes "
                 "that are not committed"
             )
+
+    def _about_trainer(self) -> str:
+        """Say how far the own loop and Trainer are apart."""
+        errors = [
+            error
+            for key, theirs in self.trainer.items()
+            if (error := _loops_differ(self.cases[key].record, theirs.record)) is not None
+        ]
+        count = f"{len(errors)} of {len(self.trainer)} cases of {self.name}"
+        if not errors:
+            return f"{count} were run by transformers.Trainer as well"
+        worst = format_error(max(errors, key=abs))
+        return (
+            f"{count} were run by transformers.Trainer as well: the own loop's peak is at most "
+            f"{worst} apart from it"
+        )
 
 
 def read_side(path: str) -> Side:
@@ -64,7 +91,7 @@ def read_side(path: str) -> Side:
     """
     contents = read_records(Path(path))
     problems = list(contents.problems)
-    found: dict[tuple[str, str], list[Record]] = {}
+    found: dict[Loop, dict[tuple[str, str], list[Record]]] = {OWN_LOOP: {}, TRAINER_LOOP: {}}
     cases: dict[tuple[str, str], Case] = {}
     for stored in contents.records:
         try:
@@ -74,9 +101,30 @@ def read_side(path: str) -> Side:
             continue
         key = (case.case_id, stored.record.source)
         cases[key] = case
-        found.setdefault(key, []).append(stored.record)
-    newest = {key: _newest(cases[key], key[0], found[key]) for key in cases}
-    return Side(path, newest, tuple(problems))
+        found[stored.record.loop].setdefault(key, []).append(stored.record)
+    own, trainer = (
+        {key: _newest(cases[key], key[0], records) for key, records in found[loop].items()}
+        for loop in (OWN_LOOP, TRAINER_LOOP)
+    )
+    beside = {key: entry for key, entry in trainer.items() if key in own}
+    checked = {key: _checked(entry, beside.get(key)) for key, entry in own.items()}
+    return Side(path, {**trainer, **checked}, tuple(problems), beside)
+
+
+def _checked(own: SideCase, trainer: SideCase | None) -> SideCase:
+    """Return the own loop's record, flagged where Trainer's is too far from it."""
+    error = None if trainer is None else _loops_differ(own.record, trainer.record)
+    if error is None or abs(error) <= LOOPS_AGREE:
+        return own
+    flag = f"the own loop's peak is {format_error(error)} apart from transformers.Trainer's"
+    return replace(own, flags=(*own.flags, flag))
+
+
+def _loops_differ(own: Record, trainer: Record) -> float | None:
+    """Return the relative error of the own loop's peak allocated bytes against Trainer's."""
+    if own.peak is None or trainer.peak is None:
+        return None
+    return relative_error(own.peak.allocated_bytes, trainer.peak.allocated_bytes)
 
 
 def _newest(case: Case, case_id: str, records: Sequence[Record]) -> SideCase:
@@ -84,9 +132,18 @@ def _newest(case: Case, case_id: str, records: Sequence[Record]) -> SideCase:
     newest = ordered[-1]
     flags = list(newest.flags)
     same = [record for record in ordered if _environment_id(record) == _environment_id(newest)]
-    peaks = {record.peak.allocated_bytes for record in same if record.peak is not None}
-    if len(peaks) > 1:
-        flags.append(f"its {len(same)} repeats differ by {max(peaks) - min(peaks)} B")
+    counts = {
+        (record.peak.requested_bytes, record.peak.allocated_bytes, record.peak.reserved_bytes)
+        for record in same
+        if record.peak is not None
+    }
+    if len(counts) > 1:
+        peaks = [allocated for _, allocated, _ in counts]
+        flags.append(
+            f"its {len(same)} repeats differ by {max(peaks) - min(peaks)} B"
+            if max(peaks) > min(peaks)
+            else f"its {len(same)} repeats differ in requested or reserved bytes"
+        )
     return SideCase(case, case_id, newest, tuple(flags))
 
 

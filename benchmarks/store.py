@@ -1,6 +1,7 @@
 """Records as files: one JSON file a record, whole or not there at all.
 
-A file is `<model>-<case_id>-<source>-<environment_id>-r<repeat>.json`. It is written to a hidden
+A file is `<model>-<case_id>-<source>-<environment_id>-r<repeat>.json`, with `-trainer` before the
+repeat where transformers.Trainer played the loop. It is written to a hidden
 file beside it, synced and renamed, so that neither a killed runner nor a full disk leaves half a
 record under a record's name. No file is ever overwritten: a repeat gets the next free number.
 """
@@ -19,11 +20,11 @@ from benchmarks.case_ids import model_slug
 from benchmarks.locks import try_lock
 from estimator.case import Case
 from estimator.errors import RecordError
-from profiler.record import Record
+from profiler.record import OWN_LOOP, TRAINER_LOOP, Loop, Record
 
 _NAME = re.compile(
     r".*?(?P<case_id>[0-9a-f]{12})-(?P<source>[a-z]+)-(?P<environment_id>[0-9a-f]{12})"
-    r"-r(?P<repeat>\d{1,9})\.json"
+    r"(?:-(?P<loop>trainer))?-r(?P<repeat>\d{1,9})\.json"
 )
 
 
@@ -56,11 +57,12 @@ class Contents:
 
 @dataclass(frozen=True, slots=True)
 class CaseKey:
-    """What a resumed run asks for: this case, from this source, in this environment."""
+    """What a resumed run asks for: this case, from this source, in this environment, by a loop."""
 
     case_id: str
     source: str
     environment_id: str
+    loop: Loop = OWN_LOOP
 
 
 class RecordStore:
@@ -124,6 +126,12 @@ class RecordStore:
         """Return the number after the last repeat, unreadable files included; 1 for the first."""
         return max((repeat for repeat, _ in self._repeats(key)), default=0) + 1
 
+    def path(self, case: Case, key: CaseKey, repeat: int) -> Path:
+        """Return the file that holds a case's record, or will hold it."""
+        loop = "" if key.loop == OWN_LOOP else f"-{key.loop}"
+        name = f"{model_slug(case)}-{key.case_id}-{key.source}-{key.environment_id}{loop}"
+        return self.folder / f"{name}-r{repeat}.json"
+
     def write(self, record: Record, key: CaseKey, repeat: int | None = None) -> Path:
         """Write a record as its case's next repeat and return the file; call it under `claim`.
 
@@ -134,9 +142,7 @@ class RecordStore:
             RecordError: when it cannot be written (disk full, folder gone); no file is left then.
         """
         try:
-            slug = model_slug(Case.from_dict(record.case))
-            name = f"{slug}-{key.case_id}-{key.source}-{key.environment_id}"
-            path = self.folder / f"{name}-r{repeat or self.next_repeat(key)}.json"
+            path = self.path(Case.from_dict(record.case), key, repeat or self.next_repeat(key))
             write_whole(path, record.to_json(indent=1) + "\n")
         except OSError as error:
             raise RecordError(
@@ -153,7 +159,7 @@ class RecordStore:
             RecordError: when no lock can be made in the folder.
         """
         try:
-            lock = try_lock(self.folder / f".{key.case_id}-{key.source}.lock")
+            lock = try_lock(self.folder / f".{key.case_id}-{key.source}-{key.loop}.lock")
         except OSError as error:
             raise RecordError(
                 f"results folder {str(self.folder)!r} cannot be locked: {_reason(error)}"
@@ -182,7 +188,11 @@ class RecordStore:
 
 def _parse_name(name: str) -> tuple[CaseKey, int] | None:
     match = _NAME.fullmatch(name)
-    return None if match is None else (CaseKey(*match.group(1, 2, 3)), int(match["repeat"]))
+    if match is None:
+        return None
+    loop = TRAINER_LOOP if match["loop"] else OWN_LOOP
+    key = CaseKey(match["case_id"], match["source"], match["environment_id"], loop)
+    return key, int(match["repeat"])
 
 
 def read_records(path: Path | str) -> Contents:

@@ -2,8 +2,9 @@
 
 A suite file has `name`, `description`, an optional `[defaults]` table, `[[case]]` entries (one
 case each, with an optional `id`) and `[[matrix]]` entries (every list is expanded, as a product;
-`exclude` leaves combinations out). TOML has no null: the string "null" stands for it. The format
-is described in docs/verbs/suites.md.
+`exclude` leaves combinations out), and `[[run]]` entries that say how some of them are to be
+measured. TOML has no null: the string "null" stands for it. The format is described in
+docs/verbs/suites.md.
 """
 
 from __future__ import annotations
@@ -13,25 +14,23 @@ import math
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from benchmarks.case_ids import case_slug
+from benchmarks.run_settings import AS_USUAL, RunSettings, parse_rule, settings_of
+from benchmarks.suite_error import SuiteError
 from estimator.case import Case
-from estimator.errors import CaseError, GpumemError, show_value
+from estimator.errors import CaseError, show_value
 from estimator.suggest import did_you_mean
 
 MAX_CASES = 100_000
 """A product above this is a mistake in the file, not a suite."""
 
 _ID = re.compile(r"[a-z0-9][a-z0-9._+-]{0,199}")
-_FIELDS = ("name", "description", "defaults", "case", "matrix")
-
-
-class SuiteError(GpumemError):
-    """A suite cannot be found or read; the message names the suite, the entry and the field."""
+_FIELDS = ("name", "description", "defaults", "case", "matrix", "run")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +39,7 @@ class SuiteCase:
 
     id: str
     case: Case
+    settings: RunSettings = AS_USUAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +114,14 @@ def parse_suite(text: str, name: str) -> Suite:
     if not cases:
         raise SuiteError(f"{where} has no cases: add [[case]] or [[matrix]]")
     _check_unique(cases, where)
+    rules = [parse_rule(table, f"{where}, run {n}") for n, table in _tables(data, "run", where)]
+    settings = settings_of([one.id for one in cases], [one.case for one in cases], rules)
     return Suite(
         name=_text(data, "name", name, where),
         description=_text(data, "description", "", where),
-        cases=tuple(cases),
+        cases=tuple(
+            replace(one, settings=asked) for one, asked in zip(cases, settings, strict=True)
+        ),
     )
 
 

@@ -66,6 +66,10 @@ class Counters(Protocol):
         """Create the context; `read` is allowed from here on."""
         ...
 
+    def limit(self, size_bytes: int) -> None:
+        """Let the allocator reserve no more than so many bytes of the device."""
+        ...
+
     def synchronize(self) -> None:
         """Wait until the device has done all it was given."""
         ...
@@ -129,6 +133,17 @@ class CudaCounters:
             )
         torch.cuda.init()
         torch._C._cuda_attach_out_of_memory_observer(self._note_shortage)
+
+    def limit(self, size_bytes: int) -> None:
+        """Let the allocator reserve no more than so many bytes of the device.
+
+        It then runs out as it would on a smaller card, whatever is free. Source:
+        c10/cuda/CUDACachingAllocator.cpp, `setMemoryFraction`.
+        """
+        import torch
+
+        total_bytes = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, size_bytes / total_bytes))
 
     def synchronize(self) -> None:
         """Wait until the device has done all it was given."""

@@ -8,7 +8,7 @@ generate is read, without a warm-up, because a warm-up would change the first pe
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Literal
 
 from estimator.case import Case
@@ -19,7 +19,15 @@ from profiler.counters import Counters, CudaCounters, DeviceReading
 from profiler.environment import collect_environment
 from profiler.meter import PhaseMeter, highest
 from profiler.provenance import Stopwatch
-from profiler.record import Counts, MeasuredPhase, Measurement, Provenance, Record
+from profiler.record import (
+    TRAINER_LOOP,
+    Counts,
+    MeasuredPhase,
+    Measurement,
+    Provenance,
+    Record,
+)
+from profiler.requests import AS_USUAL, HowToRun
 from profiler.shortage import describe_shortage, is_shortage, shortage_sentence
 
 _SAME_CARD = 0.02
@@ -28,9 +36,8 @@ _SEED = 0
 
 def measure_case(
     case: Case,
+    how: HowToRun = AS_USUAL,
     *,
-    repeat: int = 1,
-    snapshot: Path | None = None,
     counters: Counters | None = None,
     device: str = "cuda",
 ) -> Record:
@@ -40,8 +47,7 @@ def measure_case(
 
     Args:
         case: the run.
-        repeat: which repeat of the case this is; it is noted in the record.
-        snapshot: where to write the allocation history, or None.
+        how: the repeat, the loop, the allocation history, the share of the card.
         counters: other counters than CUDA's, for tests.
         device: the torch device to run on.
 
@@ -51,15 +57,17 @@ def measure_case(
     """
     watch = Stopwatch()
     environment = collect_environment("cuda")
-    run = _Run(case, CudaCounters() if counters is None else counters, device)
+    run = _Run(case, how, CudaCounters() if counters is None else counters, device)
     try:
         run.counters.start()
-        run.play(snapshot)
+        if how.share_bytes is not None:
+            run.counters.limit(how.share_bytes)
+        run.play()
     except Exception as error:
         if not is_shortage(error):
             raise
         oom = describe_shortage(error, run.counters, run.meter.current, run.failed_peak())
-        provenance = watch.provenance(repeat)
+        provenance = watch.provenance(how.repeat, how.loop)
         return Record.failed(
             case,
             "cuda",
@@ -69,20 +77,21 @@ def measure_case(
             provenance,
             kind=type(error).__name__,
             oom=oom,
-            measurement=run.measurement(_flags(case, provenance, None)),
+            measurement=run.measurement(_flags(case, provenance, None, how)),
         )
-    provenance = watch.provenance(repeat)
-    measurement = run.measurement(_flags(case, provenance, run.device_reading))
+    provenance = watch.provenance(how.repeat, how.loop)
+    measurement = run.measurement(_flags(case, provenance, run.device_reading, how))
     return Record.from_report(run.report(), environment, provenance, measurement)
 
 
 class _Run:
     """One run, and what has been read of it so far."""
 
-    def __init__(self, case: Case, counters: Counters, device: str) -> None:
+    def __init__(self, case: Case, how: HowToRun, counters: Counters, device: str) -> None:
         from profiler.loops import TRAINING_STEPS
 
         self.case = case
+        self.how = how
         self.counters = counters
         self.device = device
         self.steps = TRAINING_STEPS if case.training else 1
@@ -97,13 +106,14 @@ class _Run:
         self._optimizer: Any = None
         self._cache: Any = None
 
-    def play(self, snapshot: Path | None) -> None:
+    def play(self) -> None:
         """Build the model and run the loop; the phases are in the meter then."""
         import torch
 
         from profiler import build, generation, loops
 
         torch.manual_seed(_SEED)
+        snapshot = self.how.snapshot
         if snapshot is not None:
             self.counters.record_history()
         case = self.case
@@ -112,7 +122,13 @@ class _Run:
         self._parameters = tensors.count_parameters(self._model)
         vocabulary = self._model.config.get_text_config().vocab_size
         batch = loops.make_batch(case, vocabulary, self.device)
-        if case.training:
+        if case.training and self.how.loop == TRAINER_LOOP:
+            from profiler import trainer_loop
+
+            trainer_loop.training_steps(
+                self._model, batch, case, self.meter, self._hold_optimizer, steps=self.steps
+            )
+        elif case.training:
             self._optimizer = build.build_optimizer(case, self._model)
             loops.training_steps(
                 self._model, self._optimizer, batch, case, self.meter, steps=self.steps
@@ -125,6 +141,9 @@ class _Run:
         last = self.meter.finish()
         self._retries, self._ooms = last.retries, last.ooms
         self.device_reading = self.counters.read_device()
+        if self.how.share_bytes is not None:
+            # What the driver counts is then everybody's.
+            self.device_reading = replace(self.device_reading, context_bytes=None, alone=None)
         if snapshot is not None:
             self.counters.write_history(snapshot)
         self._workspace_bytes = self.counters.free_workspaces()
@@ -171,6 +190,7 @@ class _Run:
             device_total_bytes=None if read is None else read.total_bytes,
             weights_source=self._weights_source,
             steps=self.steps,
+            share_bytes=self.how.share_bytes,
             flags=flags,
         )
 
@@ -182,6 +202,9 @@ class _Run:
             return None
         self._retries, self._ooms = reading.retries, reading.ooms
         return reading.peak
+
+    def _hold_optimizer(self, optimizer: Any) -> None:
+        self._optimizer = optimizer
 
     def _see_cache(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         from profiler.generation import CACHE_NAMES
@@ -218,6 +241,10 @@ class _Run:
 
     def _assumptions(self) -> tuple[str, ...]:
         lines = [f"measured on the GPU, with {self._weights_source} weights"]
+        if self.how.loop == TRAINER_LOOP:
+            lines.append("transformers.Trainer played the loop")
+        if self.how.share_bytes is not None:
+            lines.append("the card was shared with other cases: the device counter is not known")
         if self.case.training:
             lines.append(f"read over steps 2 to {self.steps}")
             lines.append(
@@ -229,7 +256,9 @@ class _Run:
         return tuple(lines)
 
 
-def _flags(case: Case, provenance: Provenance, device: DeviceReading | None) -> tuple[str, ...]:
+def _flags(
+    case: Case, provenance: Provenance, device: DeviceReading | None, how: HowToRun
+) -> tuple[str, ...]:
     """Return why the figures may not be trusted, or not where one would think."""
     flags = []
     if provenance.dirty:
@@ -238,7 +267,7 @@ def _flags(case: Case, provenance: Provenance, device: DeviceReading | None) -> 
         return tuple(flags)
     if device.alone is False:
         flags.append("another process was on the GPU: the device counter is not known")
-    elif device.alone is None:
+    elif device.alone is None and how.share_bytes is None:
         flags.append("whether another process was on the GPU is not known (no NVML)")
     if case.gpu is not None and device.total_bytes is not None:
         card = find_gpu(case.gpu)

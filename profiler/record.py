@@ -31,6 +31,9 @@ _NOT_NUMBERS = ("NaN", "Infinity")
 
 Source = Literal["cuda", "trace"]
 Status = Literal["ok", "oom", "error", "timeout"]
+Loop = Literal["own", "trainer"]
+OWN_LOOP: Loop = "own"
+TRAINER_LOOP: Loop = "trainer"
 
 
 class _Model(BaseModel):
@@ -38,13 +41,17 @@ class _Model(BaseModel):
 
 
 class Provenance(_Model):
-    """Who made a record: code version and whether it had local changes, when (UTC), how long."""
+    """Who made a record: code version and whether it had local changes, when (UTC), how long.
+
+    `loop` is who played the training steps: our own loop, or transformers.Trainer as a check on it.
+    """
 
     code_version: str
     dirty: bool | None = None
     started_at: str
     duration_seconds: float
     repeat: int = 1
+    loop: Loop = OWN_LOOP
 
 
 class RunError(_Model):
@@ -91,7 +98,9 @@ class Measurement(_Model):
 
     `context_bytes` is what the driver shows above PyTorch's reserved bytes (CUDA context and
     other libraries); `driver_used_bytes` the whole device in use, every process of it.
-    `flags` are sentences that tell why the figures may not be trusted.
+    `share_bytes` is what the run might reserve while it shared the card with other cases, None
+    where it had the card to itself. `flags` are sentences that tell why the figures may not be
+    trusted.
     """
 
     phases: tuple[MeasuredPhase, ...] = ()
@@ -102,6 +111,7 @@ class Measurement(_Model):
     device_total_bytes: int | None = None
     weights_source: Literal["random", "checkpoint"] | None = None
     steps: int | None = None
+    share_bytes: int | None = None
     flags: tuple[str, ...] = ()
 
 
@@ -222,6 +232,11 @@ class Record(_Model):
     def repeat(self) -> int:
         """Which repeat of the case this is, from 1."""
         return 1 if self.provenance is None else self.provenance.repeat
+
+    @property
+    def loop(self) -> Loop:
+        """Who played the loop."""
+        return OWN_LOOP if self.provenance is None else self.provenance.loop
 
     @property
     def flags(self) -> tuple[str, ...]:

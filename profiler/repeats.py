@@ -6,12 +6,15 @@ from collections.abc import Sequence
 
 from estimator.case import Case
 from profiler.record import Record
+from profiler.requests import HowToRun
 from profiler.workers import Worker
 
 
 def run_repeats(worker: Worker, case: Case, repeats: int) -> list[Record]:
     """Run a case `repeats` times and return the records, flagged where they differ."""
-    return flag_unequal([worker.run(case, repeat=number + 1) for number in range(repeats)])
+    return flag_unequal(
+        [worker.run(case, how=HowToRun(repeat=number + 1)) for number in range(repeats)]
+    )
 
 
 def flag_unequal(records: Sequence[Record]) -> list[Record]:

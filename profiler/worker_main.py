@@ -6,6 +6,8 @@ Reads requests from standard input and answers on an inherited pipe until standa
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import os
 import queue
@@ -15,7 +17,6 @@ import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from estimator.case import Case
@@ -23,6 +24,7 @@ from estimator.errors import GpumemError
 from profiler.environment import collect_environment
 from profiler.provenance import Stopwatch
 from profiler.record import Record
+from profiler.requests import AS_USUAL, HowToRun
 from profiler.worker_process import RECORD_FD_VARIABLE
 
 _DETAIL_CHARS = 4000
@@ -30,24 +32,17 @@ _DETAIL_CHARS = 4000
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One case to run. `snapshot` is a file for the allocation history, or None."""
+    """One case to run, and how."""
 
     source: str
     case: Case
-    repeat: int = 1
-    snapshot: Path | None = None
+    how: HowToRun = AS_USUAL
 
     @classmethod
     def from_line(cls, line: bytes) -> Request:
         """Read what `Worker.run` sends."""
         data: dict[str, Any] = json.loads(line)
-        snapshot = data["snapshot"]
-        return cls(
-            source=data["source"],
-            case=Case.from_dict(data["case"]),
-            repeat=data["repeat"],
-            snapshot=None if snapshot is None else Path(snapshot),
-        )
+        return cls(data["source"], Case.from_dict(data["case"]), HowToRun.from_dict(data))
 
 
 def serve(answer: Callable[[Request], Record]) -> None:
@@ -75,11 +70,11 @@ def answer(request: Request) -> Record:
 
         report = trace_case(request.case)
         return Record.from_report(
-            report, collect_environment("trace"), watch.provenance(request.repeat)
+            report, collect_environment("trace"), watch.provenance(request.how.repeat)
         )
     from profiler.measure import measure_case
 
-    return measure_case(request.case, repeat=request.repeat, snapshot=request.snapshot)
+    return measure_case(request.case, request.how)
 
 
 def _answer_or_failure(answer: Callable[[Request], Record], request: Request) -> Record:
@@ -93,7 +88,7 @@ def _answer_or_failure(answer: Callable[[Request], Record], request: Request) ->
         request.source,
         "error",
         environment=collect_environment(request.source),
-        provenance=watch.provenance(request.repeat),
+        provenance=watch.provenance(request.how.repeat, request.how.loop),
         **failure,
     )
 
@@ -131,8 +126,17 @@ def main() -> int:
         message = "gpumem: this is a worker; `gpumem profile` and `gpumem run` start it"
         print(message, file=sys.stderr)
         return 2
+    _import_ahead()
     serve(answer)
     return 0
+
+
+def _import_ahead() -> None:
+    """Import what every case needs, before one is there; no CUDA context comes of it."""
+    for name in ("torch", "transformers", "profiler.build", "profiler.loops"):
+        # What is missing or broken is the case's to say, in its record.
+        with contextlib.suppress(ImportError, OSError, RuntimeError):
+            importlib.import_module(name)
 
 
 if __name__ == "__main__":

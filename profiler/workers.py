@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -20,6 +20,7 @@ from estimator.errors import RecordError
 from profiler.environment import Environment, collect_environment
 from profiler.provenance import Stopwatch
 from profiler.record import Record
+from profiler.requests import AS_USUAL, HowToRun
 from profiler.worker_process import Ending, NoAnswer, TimeUp, WorkerProcess
 
 _EXIT_GRACE_S = 20.0
@@ -34,7 +35,7 @@ class Worker:
         timeout_s: seconds that a case may take, imports included.
         command: the worker's command line; by default this Python with profiler.worker_main.
 
-    One thread calls `run`; `kill` may be called from any.
+    One thread calls `prepare` and `run`; `kill` may be called from any.
     """
 
     def __init__(
@@ -76,29 +77,25 @@ class Worker:
         if process is not None:
             process.kill()
 
-    def run(
-        self,
-        case: Case,
-        timeout_s: float | None = None,
-        *,
-        repeat: int = 1,
-        snapshot: Path | None = None,
-    ) -> Record:
+    def prepare(self) -> None:
+        """Start the worker's process, if there is none: it imports what it needs and then waits.
+
+        Nothing is on the card by then. Whoever waits for room on it loses no time this way.
+        """
+        # What cannot be started now cannot be started by `run` either, which says so.
+        with suppress(OSError):
+            self._start()
+
+    def run(self, case: Case, timeout_s: float | None = None, how: HowToRun = AS_USUAL) -> Record:
         """Run one case and return its record; a worker's death is a record too.
 
         Args:
             timeout_s: seconds for this case instead of the worker's own limit.
-            repeat: which repeat of the case this is, from 1; it is noted in the record.
-            snapshot: where to write the allocation history for PyTorch's viewer (cuda only).
+            how: what is asked of the worker beside the case.
         """
         watch = Stopwatch()
         limit_s = self._timeout_s if timeout_s is None else timeout_s
-        request = {
-            "source": self._source,
-            "case": case.to_dict(),
-            "repeat": repeat,
-            "snapshot": None if snapshot is None else str(snapshot.absolute()),
-        }
+        request = {"source": self._source, "case": case.to_dict(), **how.to_dict()}
         line = json.dumps(request).encode() + b"\n"
         deadline = time.monotonic() + limit_s
         failure: dict[str, Any]
@@ -129,18 +126,21 @@ class Worker:
             self._source,
             status,
             environment=self._known_environment(),
-            provenance=watch.provenance(repeat),
+            provenance=watch.provenance(how.repeat, how.loop),
             **failure,
         )
 
     def _exchange(self, line: bytes, deadline: float) -> bytes:
+        process = self._start()
+        # `kill` may have come while the process was starting.
+        if process is None or self._killed:
+            raise NoAnswer
+        return process.exchange(line, deadline)
+
+    def _start(self) -> WorkerProcess | None:
         if self._process is None and not self._killed:
             self._process = WorkerProcess(self._command)
-        # `kill` may have come while the process was starting.
-        if self._killed:
-            raise NoAnswer
-        assert self._process is not None
-        return self._process.exchange(line, deadline)
+        return self._process
 
     def _read(self, answer: bytes, case: Any) -> Record:
         try:

@@ -13,7 +13,7 @@ from app.needs import check_model, need_cuda, need_torch
 from app.options import case_options, read_case
 from app.output import headline, render_report, wrap
 from estimator.case import Case
-from estimator.errors import WorkerTimeout
+from estimator.errors import UnsupportedError, WorkerTimeout
 from estimator.units import format_both
 
 if TYPE_CHECKING:
@@ -32,6 +32,12 @@ if TYPE_CHECKING:
     help="Time limit of a case (default 600).",
 )
 @click.option("--snapshot", metavar="FILE", help="Write PyTorch's allocation history there.")
+@click.option(
+    "--loop",
+    type=click.Choice(["own", "trainer"]),
+    default="own",
+    help="Who plays training's steps: our own loop (default), or transformers.Trainer.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the record (see docs/json.md).")
 @click.option("--check", is_flag=True, help="Exit code 1 if the GPU ran out of memory.")
 @click.option("-q", "--quiet", is_flag=True, help="The headline only.")
@@ -65,15 +71,23 @@ def profile(ctx: click.Context, /, output: str | None, check: bool, **options: A
 
 
 def _measure(case: Case, output: str | None, options: dict[str, Any]) -> Record:
-    check_model(case)
-    need_torch("profile")
-    need_cuda()
+    from benchmarks.run_settings import trainer_runs
+    from profiler.record import TRAINER_LOOP
+    from profiler.requests import HowToRun
     from profiler.workers import Worker
 
+    check_model(case)
+    if options["loop"] == TRAINER_LOOP and not trainer_runs(case):
+        raise UnsupportedError(
+            "Trainer trains, and keeps no logits: leave out --loop for inference and keep_logits"
+        )
+    need_torch("profile")
+    need_cuda()
     store = None if output is None else _open_store(output)
     snapshot = None if options["snapshot"] is None else Path(options["snapshot"])
+    how = HowToRun(loop=options["loop"], snapshot=snapshot)
     with Worker("cuda", options["timeout"]) as worker:
-        record = worker.run(case, snapshot=snapshot)
+        record = worker.run(case, how=how)
     if store is not None:
         _keep(record, case, store)
     return record
@@ -93,7 +107,9 @@ def _keep(record: Record, case: Case, store: RecordStore) -> None:
     from profiler.environment import collect_environment
 
     environment = record.environment or collect_environment(record.source)
-    store.write(record, CaseKey(case.case_id, record.source, environment.environment_id))
+    store.write(
+        record, CaseKey(case.case_id, record.source, environment.environment_id, record.loop)
+    )
 
 
 def _as_json(record: Record) -> dict[str, Any]:

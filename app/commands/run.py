@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from app.options import asked_quiet
+from estimator.errors import UnsupportedError
 from estimator.report import SCHEMA_VERSION
 
 if TYPE_CHECKING:
@@ -50,8 +51,14 @@ SOME_FAILED = 3
 @click.option(
     "-j",
     "--jobs",
-    type=click.IntRange(1, 64),
-    help="Cases at once: on a GPU packed by their estimates (default 1), traced up to 2.",
+    metavar="N|auto",
+    help="Cases at once: on a GPU packed by their estimates (default 1), traced up to 2; auto: as "
+    "many as this machine serves.",
+)
+@click.option(
+    "--loop",
+    type=click.Choice(["own", "trainer"]),
+    help="Who plays training's steps, instead of what the suite says (cuda only).",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object; progress to stderr.")
 @click.option("-q", "--quiet", is_flag=True, help="No lines of progress, no summary.")
@@ -62,22 +69,27 @@ def run(ctx: click.Context, /, suite: str, output: Path | None, **options: Any) 
     SUITE is a name (`gpumem suites` lists them) or a TOML file. Each record is written the moment
     its case ends; run the same line again to go on after a stop. Exit code 3: some cases failed.
     """
-    from benchmarks.machine import choose_source
+    from benchmarks.machine import choose_source, parse_jobs
     from benchmarks.plan import FAILED, make_plan
     from benchmarks.progress import plan_lines, summary_lines
     from benchmarks.selection import parse_duration, select
     from benchmarks.store import RecordStore
     from benchmarks.suite import load_suite
     from profiler.environment import collect_environment
+    from profiler.record import TRAINER_LOOP
 
     loaded = load_suite(suite)
     chosen = select(loaded.cases, options["expression"], options["shard"])
     timeout_s = parse_duration(options["timeout"], "--timeout")
     budget = options["time_budget"]
     budget_s = None if budget is None else parse_duration(budget, "--time-budget")
-    source = choose_source(options["source"])
-    store = RecordStore(output or Path("out") / loaded.name)
     dry, as_json = options["dry_run"], options["as_json"]
+    # What would be measured can be asked anywhere.
+    source = "cuda" if dry and options["source"] == "cuda" else choose_source(options["source"])
+    jobs = parse_jobs(options["jobs"], source)
+    if options["loop"] == TRAINER_LOOP and source != "cuda":
+        raise UnsupportedError("--loop trainer measures on a GPU: a trace plays the own loop only")
+    store = RecordStore(output or Path("out") / loaded.name)
     if not dry:
         store.prepare()
     plan = make_plan(
@@ -87,15 +99,14 @@ def run(ctx: click.Context, /, suite: str, output: Path | None, **options: Any) 
         collect_environment(source).environment_id,
         store.by_case() if store.folder.is_dir() else {},
         options["rerun"],
+        options["loop"],
     )
     if dry:
         click.echo(_plan_json(plan, store) if as_json else "\n".join(plan_lines(plan)))
         return
     quiet = asked_quiet(ctx, options["quiet"])
     stream = sys.stderr if as_json else sys.stdout
-    outcomes = _run(
-        plan, store, _limits(source, options["jobs"], timeout_s, budget_s), quiet, stream
-    )
+    outcomes = _run(plan, store, _limits(source, jobs, timeout_s, budget_s), quiet, stream)
     if as_json:
         click.echo(_results_json(plan, store, outcomes))
     if not quiet:
@@ -104,11 +115,10 @@ def run(ctx: click.Context, /, suite: str, output: Path | None, **options: Any) 
         ctx.exit(SOME_FAILED)
 
 
-def _limits(source: str, jobs: int | None, timeout_s: float, budget_s: float | None) -> Limits:
-    from benchmarks.machine import card_capacity_bytes, default_jobs, first_guess_s
+def _limits(source: str, jobs: int, timeout_s: float, budget_s: float | None) -> Limits:
+    from benchmarks.machine import card_capacity_bytes, first_guess_s
     from benchmarks.runner import Limits
 
-    jobs = jobs or default_jobs(source)
     return Limits(
         jobs=jobs,
         capacity_bytes=card_capacity_bytes() if source == "cuda" and jobs > 1 else None,
@@ -174,5 +184,7 @@ def _case_row(planned: PlannedCase, fate: str, record: Record | None) -> dict[st
         "record_id": None if record is None else record.record_id,
         "peak_allocated_bytes": None if peak is None else peak.allocated_bytes,
         "estimated_peak_allocated_bytes": planned.peak_bytes,
+        "loop": planned.key.loop,
+        "repeat": planned.repeats + (1 if fate == "to run" else 0),
         "error": None if error is None else {"message": error.message},
     }

@@ -54,7 +54,7 @@ def suites(suite: str | None, expression: str | None, as_json: bool) -> None:
 
 def _needs(suite: Suite, chosen: Sequence[SuiteCase]) -> Needs:
     from benchmarks.needs import needs_of
-    from benchmarks.suite import SuiteError
+    from benchmarks.suite_error import SuiteError
 
     try:
         return needs_of(entry.case for entry in chosen)

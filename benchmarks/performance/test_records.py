@@ -22,6 +22,7 @@ from estimator import estimate
 from estimator.case import Case
 from profiler.environment import Environment
 from profiler.record import Provenance, Record
+from profiler.requests import AS_USUAL, HowToRun
 
 RECORDS = 10_000
 RUNS = 50
@@ -55,7 +56,7 @@ class Answering:
     def __exit__(self, *_: object) -> None:
         return None
 
-    def run(self, case: Case, timeout_s: float | None = None, *, repeat: int = 1) -> Record:
+    def run(self, case: Case, timeout_s: float | None = None, how: HowToRun = AS_USUAL) -> Record:
         """Return a record of the case."""
         report = self._report
         return Record(
@@ -70,6 +71,9 @@ class Answering:
             environment=ENVIRONMENT,
             provenance=MADE,
         )
+
+    def prepare(self) -> None:
+        """Do nothing: it is ready."""
 
     def kill(self) -> None:
         """Do nothing: no case takes time."""

@@ -14,6 +14,7 @@ from app.cli import main
 from estimator.article import estimate_article
 from estimator.case import Case
 from profiler.record import Measurement, OutOfMemory, Record
+from profiler.requests import HowToRun
 
 Script = Callable[[Case], Record]
 
@@ -54,7 +55,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Callable[[Script], list[tuple[Cas
             def __exit__(self, *_: object) -> None:
                 pass
 
-            def run(self, case: Case, *, snapshot: Path | None = None) -> Record:
+            def run(self, case: Case, how: HowToRun) -> Record:
                 asked.append((case, self.timeout_s))
                 return script(case)
 

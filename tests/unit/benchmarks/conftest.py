@@ -13,6 +13,7 @@ from estimator.case import Case
 from estimator.report import Components, MemoryReport, Parameters, Peak, Phase
 from profiler.environment import Environment
 from profiler.record import Provenance, Record
+from profiler.requests import AS_USUAL, HowToRun
 
 ENVIRONMENT_ID = "0123456789ab"
 
@@ -79,6 +80,7 @@ class FakeWorker:
 
     def __init__(self, answer: Callable[[Case], Record]) -> None:
         self.answer = answer
+        self.asked: list[HowToRun] = []
         self.killed = threading.Event()
 
     def __enter__(self) -> Self:
@@ -87,8 +89,12 @@ class FakeWorker:
     def __exit__(self, *_: object) -> None:
         return None
 
-    def run(self, case: Case, timeout_s: float | None = None, *, repeat: int = 1) -> Record:
+    def run(self, case: Case, timeout_s: float | None = None, how: HowToRun = AS_USUAL) -> Record:
+        self.asked.append(how)
         return self.answer(case)
+
+    def prepare(self) -> None:
+        return None
 
     def kill(self) -> None:
         self.killed.set()

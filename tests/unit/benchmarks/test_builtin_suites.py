@@ -51,4 +51,40 @@ def test_long_context_is_long() -> None:
 @pytest.mark.parametrize("name", ["core", "holdout", "inference", "long-context", "peft", "smoke"])
 def test_every_case_fits_on_a_card_of_80_gb_by_its_estimate(name: str) -> None:
     peaks = [predict_peak(case) for case in cases_of(name)]
-    assert max(peak for peak in peaks if peak is not None) < 79 * GIB
+    assert max(peak.allocated_bytes for peak in peaks if peak is not None) < 79 * GIB
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("inference", {"alone": 10, "repeats": 10}),
+        ("training", {"alone": 10, "repeats": 10, "trainer": 12, "history": 6}),
+        ("peft", {"alone": 10, "repeats": 10}),
+    ],
+)
+def test_what_is_measured_more_than_once_or_in_another_way(
+    name: str, wanted: dict[str, int]
+) -> None:
+    entries = load_suite(name).cases
+    assert len(entries) >= 120
+    settings = [entry.settings for entry in entries]
+    counts = {
+        "alone": sum(each.alone for each in settings),
+        "repeats": sum(each.repeats >= 3 for each in settings),
+        "trainer": sum(each.trainer for each in settings),
+        "history": sum(each.history for each in settings),
+    }
+    assert all(counts[kind] >= count for kind, count in wanted.items()), counts
+
+
+def spread(name: str, field: str) -> tuple[int, int]:
+    values = [getattr(entry.case, field) for entry in load_suite(name).cases]
+    return min(values), max(values)
+
+
+def test_shapes_reach_as_far_as_they_are_to() -> None:
+    assert spread("inference", "batch_size") == (1, 32)
+    assert spread("inference", "sequence_length") == (128, 32768)
+    for name in ("training", "peft"):
+        assert spread(name, "batch_size") == (1, 16)
+        assert spread(name, "sequence_length") == (256, 8192)

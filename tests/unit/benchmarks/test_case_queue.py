@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.case_queue import CaseQueue
-from benchmarks.plan import PlannedCase
+from benchmarks.plan import CONTEXT_BYTES, PlannedCase
 from benchmarks.store import CaseKey
 from estimator.case import Case
-from estimator.units import GIB
+from estimator.report import Peak
+from estimator.units import GIB, MIB
 
 CASE = Case.from_dict({"model": "gpt2"})
 
 
-def planned(name: str, peak_bytes: int | None) -> PlannedCase:
-    return PlannedCase(name, CASE, CaseKey(name, "cuda", "e"), peak_bytes, None, 0)
+def planned(
+    name: str, peak_bytes: int | None, reserved_bytes: int | None = None, alone: bool = False
+) -> PlannedCase:
+    peak = None if peak_bytes is None else Peak("decode", None, peak_bytes, reserved_bytes)
+    return PlannedCase(name, CASE, CaseKey(name, "cuda", "e"), peak, None, 0, alone=alone)
 
 
 def test_without_capacity_the_order_is_kept() -> None:
@@ -29,8 +34,13 @@ def test_without_capacity_the_order_is_kept() -> None:
     assert taken == [*cases, None]
 
 
-def test_a_need_is_the_estimate_with_a_margin_and_a_context() -> None:
-    assert planned("a", 10 * GIB).need_bytes == 12 * GIB
+def test_a_need_is_the_prediction_with_room_to_fragment_and_a_context() -> None:
+    share = planned("a", 10 * GIB).share_bytes
+    assert share == 12 * GIB + 512 * MIB
+    assert planned("a", 10 * GIB).need_bytes == share + CONTEXT_BYTES
+    # Where what is reserved is predicted, that counts.
+    assert planned("a", 10 * GIB, 20 * GIB).share_bytes == 21 * GIB + 512 * MIB
+    assert planned("a", 10 * GIB, 11 * GIB).share_bytes == share
     assert planned("a", None).need_bytes is None
 
 
@@ -111,3 +121,51 @@ def test_nothing_starts_that_would_not_finish() -> None:
 def test_a_budget_below_the_first_guess_starts_nothing() -> None:
     queue = CaseQueue([planned("a", 1)], time_budget_s=5, first_guess_s=30)
     assert queue.take() is None
+
+
+def test_the_largest_that_fits_goes_first_and_what_is_alone_comes_last() -> None:
+    capacity = 80 * GIB
+    small, large, middle = planned("s", GIB), planned("l", 50 * GIB), planned("m", 10 * GIB)
+    unknown, huge = planned("u", None), planned("h", 79 * GIB)
+    asked = planned("a", 2 * GIB, alone=True)
+    queue = CaseQueue([asked, unknown, small, huge, large, middle], capacity)
+    taken = [queue.take() for _ in range(3)]
+    assert taken == [large, middle, small]
+    assert [queue.shares(one) for one in (large, asked, unknown, huge)] == [True] + 3 * [False]
+    for one in (large, middle, small):
+        queue.finished(one, 1.0)
+    rest = []
+    for _ in range(3):
+        alone = queue.take()
+        assert alone is not None
+        rest.append(alone.id)
+        assert not any(queue._fits(other) for other in queue.not_started())
+        queue.finished(alone, 1.0)
+    assert sorted(rest) == ["a", "h", "u"]
+
+
+def test_nothing_shares_where_nothing_is_packed() -> None:
+    assert not CaseQueue([planned("a", GIB)]).shares(planned("a", GIB))
+
+
+def test_a_case_that_is_run_again_comes_when_it_has_the_card_to_itself() -> None:
+    first, second = planned("1", 30 * GIB), planned("2", 20 * GIB)
+    queue = CaseQueue([first, second], 80 * GIB)
+    assert [queue.take(), queue.take()] == [first, second]
+    queue.run_alone(first)
+    queue.finished(first, 1.0)
+    (again,) = queue.not_started()
+    assert (again.id, again.alone, queue.shares(again)) == ("1", True, False)
+    assert not queue._fits(again)
+    queue.finished(second, 1.0)
+    assert queue.take() == again
+
+
+def test_two_runs_of_one_case_are_never_at_work_together() -> None:
+    once, twice = planned("same", GIB), replace(planned("same", GIB), repeats=1)
+    for capacity in (None, 80 * GIB):
+        queue = CaseQueue([once, twice], capacity)
+        assert queue.take() == once
+        assert not queue._fits(twice)
+        queue.finished(once, 1.0)
+        assert queue.take() == twice

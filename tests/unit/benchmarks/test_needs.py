@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.durations import GPU_START_S, guess_seconds
+from benchmarks.durations import GPU_START_S, guess_duration
 from benchmarks.needs import needs_of, short_size, short_time
 from estimator import estimate
 from estimator.case import Case
@@ -44,7 +44,9 @@ def test_a_model_that_cannot_be_found_is_said() -> None:
     ],
 )
 def test_more_work_takes_longer(less: dict[str, Any], more: dict[str, Any]) -> None:
-    assert GPU_START_S < guess_seconds(case(**less), "cuda") < guess_seconds(case(**more), "cuda")
+    first, second = (guess_duration(case(**fields), "cuda") for fields in (less, more))
+    assert GPU_START_S < first.total_s < second.total_s
+    assert 0 < first.gpu_s < second.gpu_s
 
 
 def test_sizes_and_times_are_short_and_labelled() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,9 +13,11 @@ from benchmarks import machine
 from benchmarks.plan import Plan, PlannedCase
 from benchmarks.progress import outcome_line, plan_lines, progress, summary_lines
 from benchmarks.runner import Fate, Outcome
+from benchmarks.selection import SelectionError
 from benchmarks.store import CaseKey
 from estimator.errors import EnvironmentUnavailable
-from estimator.units import GIB
+from estimator.report import Peak
+from estimator.units import GIB, MIB
 from profiler.nvml import Device
 from profiler.record import Record
 
@@ -27,7 +30,9 @@ class Terminal(io.StringIO):
 def outcome(make: SimpleNamespace, fate: Fate = "ran", record: Record | None = None) -> Outcome:
     case = make.case()
     key = CaseKey(case.case_id, "trace", make.environment_id)
-    return Outcome(PlannedCase("gpt2-[x]", case, key, 2 * 10**9, record, 0), fate, record)
+    return Outcome(
+        PlannedCase("gpt2-[x]", case, key, Peak("decode", None, 2 * 10**9), record, 0), fate, record
+    )
 
 
 def plan_of(*outcomes: Outcome) -> Plan:
@@ -92,13 +97,14 @@ def test_a_dumb_terminal_gets_plain_lines_and_quiet_nothing(
 def test_a_plan_is_shown_with_its_needs(make: SimpleNamespace) -> None:
     record = make.record(make.case())
     done, missing = outcome(make, record=record).planned, outcome(make).planned
-    unknown = PlannedCase("odd", missing.case, missing.key, None, None, 0)
+    unknown = PlannedCase("odd", missing.case, missing.key, None, None, 0, 1, True, True, 90.0)
     lines = list(plan_lines(Plan("mine", "trace", (done,), (missing, unknown))))
     assert lines == [
-        "suite mine, source trace: 3 cases, 1 recorded, 2 to run",
+        "suite mine, source trace: 1 cases in 3 runs, 1 recorded, 2 to run",
+        "time: a rough guess is 2 min, one after another",
         "ok          2.00 GB     1.86 GiB  gpt2-[x]",
         "to run      2.00 GB     1.86 GiB  gpt2-[x]",
-        "to run               no estimate  odd",
+        "to run               no estimate  odd (alone) (history)",
     ]
 
 
@@ -145,3 +151,26 @@ def test_packing_needs_to_know_what_is_free(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(machine, "read_device", lambda: Device())
     with pytest.raises(EnvironmentUnavailable, match="--jobs 1"):
         machine.card_capacity_bytes()
+
+
+def test_jobs_are_a_number_or_what_the_machine_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_processors", lambda: 24)
+    monkeypatch.setattr(machine, "_free_memory_bytes", lambda: 33 * GIB)
+    assert [machine.parse_jobs(None, source) for source in ("cuda", "trace")] == [1, 2]
+    assert [machine.parse_jobs("auto", source) for source in ("cuda", "trace")] == [8, 22]
+    assert machine.parse_jobs("7", "cuda") == 7
+    monkeypatch.setattr(machine, "_free_memory_bytes", lambda: None)
+    assert machine.parse_jobs("auto", "cuda") == 24
+    monkeypatch.setattr(machine, "_free_memory_bytes", lambda: 0)
+    assert machine.parse_jobs("auto", "trace") == 1
+
+
+@pytest.mark.parametrize("text", ["0", "65", "two", "-1", "1.5", "", "\u0663"])
+def test_other_jobs_are_refused(text: str) -> None:
+    with pytest.raises(SelectionError, match="but must be auto or a whole number from 1 to 64"):
+        machine.parse_jobs(text, "trace")
+
+
+def test_processors_and_memory_are_read() -> None:
+    assert 1 <= machine._processors() <= (os.cpu_count() or 1)
+    assert (machine._free_memory_bytes() or 0) > 64 * MIB

@@ -11,6 +11,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +24,9 @@ from benchmarks.runner import Limits, Outcome, run_plan
 from benchmarks.store import CaseKey, RecordStore
 from estimator.case import Case
 from estimator.errors import RecordError
-from profiler.record import Record
+from estimator.report import Peak
+from profiler.record import TRAINER_LOOP, Measurement, Record
+from profiler.requests import AS_USUAL, HowToRun
 from profiler.workers import Worker
 
 SCRIPTED = r"""
@@ -71,7 +75,7 @@ def plan_of(make: SimpleNamespace, count: int) -> Plan:
             f"case-{case.batch_size}",
             case,
             CaseKey(case.case_id, "trace", make.environment_id),
-            1000,
+            Peak("decode", None, 1000),
             None,
             0,
         )
@@ -213,7 +217,9 @@ def test_a_timeout_of_the_budget_is_not_recorded_as_the_cases(
     limits: list[float] = []
 
     class Slow(make.worker):  # type: ignore[misc, name-defined]
-        def run(self, case: Case, timeout_s: float | None = None, *, repeat: int = 1) -> Record:
+        def run(
+            self, case: Case, timeout_s: float | None = None, how: HowToRun = AS_USUAL
+        ) -> Record:
             assert timeout_s is not None
             limits.append(timeout_s)
             failure: Record = make.failure(case, "timeout")
@@ -236,6 +242,133 @@ def test_without_time_nothing_starts(store: RecordStore, make: SimpleNamespace) 
         plan_of(make, 3), store, make, make.record, time_budget_s=5, first_guess_s=20
     )
     assert [outcome.fate for outcome in outcomes] == ["no time"] * 3
+
+
+class Card(AbstractContextManager["Card"]):
+    """A GPU of `total` bytes and the workers on it: what they hold at once, and what fails."""
+
+    def __init__(self, make: SimpleNamespace, answer: Callable[[Case, HowToRun], Record]) -> None:
+        self.make, self.answer = make, answer
+        self.asked: list[tuple[int, HowToRun]] = []
+        self.held = self.most_held = 0
+        self.lock = threading.Lock()
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def prepare(self) -> None:
+        return None
+
+    def kill(self) -> None:
+        return None
+
+    def run(self, case: Case, timeout_s: float | None = None, how: HowToRun = AS_USUAL) -> Record:
+        need = how.share_bytes or 0
+        with self.lock:
+            self.asked.append((case.batch_size, how))
+            self.held += need
+            self.most_held = max(self.held, self.most_held)
+        time.sleep(0.002)
+        with self.lock:
+            self.held -= need
+        return self.answer(case, how)
+
+
+def test_packed_cases_are_held_to_their_shares_and_stay_within_the_card(
+    store: RecordStore, make: SimpleNamespace
+) -> None:
+    plan = plan_of(make, 12)
+    need = plan.to_run[0].need_bytes
+    assert need is not None
+    card = Card(make, lambda case, how: make.record(case))
+    limits = Limits(jobs=6, capacity_bytes=3 * need)
+    outcomes = run_plan(plan, store, lambda: card, limits, lambda outcome: None)
+    assert Counter(outcome.fate for outcome in outcomes) == {"ran": 12}
+    assert {how.share_bytes for _, how in card.asked} == {plan.to_run[0].share_bytes}
+    assert 0 < card.most_held <= 3 * need
+
+
+@pytest.mark.parametrize("trouble", ["oom", "error", "timeout", "retries"])
+def test_what_fails_beside_others_is_run_again_alone_before_it_counts(
+    store: RecordStore, make: SimpleNamespace, trouble: str
+) -> None:
+    def answer(case: Case, how: HowToRun) -> Record:
+        record: Record = make.record(case)
+        if case.batch_size == 2 and how.share_bytes is not None:
+            if trouble != "retries":
+                failure: Record = make.failure(case, trouble)
+                return failure
+            return record.model_copy(update={"measurement": Measurement(allocator_retries=1)})
+        return record
+
+    card = Card(make, answer)
+    plan = plan_of(make, 5)
+    limits = Limits(jobs=3, capacity_bytes=10**12)
+    outcomes = run_plan(plan, store, lambda: card, limits, lambda outcome: None)
+    assert sorted(outcome.planned.case.batch_size for outcome in outcomes) == [1, 2, 3, 4, 5]
+    records = [stored.record for stored in store.read().records]
+    assert [record.status for record in records] == ["ok"] * 5
+    assert all(record.measurement is None for record in records)
+    again = [how.share_bytes for size, how in card.asked if size == 2]
+    assert len(again) == 2
+    assert again[1] is None
+    assert card.asked[-1][0] == 2
+    assert [how.repeat for _, how in card.asked] == [1] * 6
+
+
+def test_repeats_are_all_made_where_one_had_to_be_run_again(
+    store: RecordStore, make: SimpleNamespace
+) -> None:
+    def answer(case: Case, how: HowToRun) -> Record:
+        record: Record = make.failure(case, "oom") if how.share_bytes else make.record(case)
+        return record
+
+    (planned,) = plan_of(make, 1).to_run
+    runs = tuple(replace(planned, repeats=number, wanted=3) for number in range(3))
+    limits = Limits(jobs=2, capacity_bytes=10**12)
+    card = Card(make, answer)
+    outcomes = run_plan(Plan("s", "trace", (), runs), store, lambda: card, limits, print)
+    assert [outcome.fate for outcome in outcomes] == ["ran"] * 3
+    assert len(store.of_case(planned.key)) == 3
+
+
+def test_out_of_memory_alone_is_a_result(store: RecordStore, make: SimpleNamespace) -> None:
+    card = Card(make, lambda case, how: make.failure(case, "oom"))
+    limits = Limits(jobs=2, capacity_bytes=10**12)
+    outcomes = run_plan(plan_of(make, 2), store, lambda: card, limits, lambda outcome: None)
+    assert [outcome.record and outcome.record.status for outcome in outcomes] == ["oom", "oom"]
+    assert len(card.asked) == 4
+
+
+def test_what_a_suite_asks_for_reaches_the_worker(
+    store: RecordStore, make: SimpleNamespace
+) -> None:
+    (planned,) = plan_of(make, 1).to_run
+    key = replace(planned.key, source="cuda")
+    trainer = replace(key, loop=TRAINER_LOOP)
+    runs = (
+        replace(planned, key=key, wanted=2, alone=True, history=True),
+        replace(planned, key=key, wanted=2, repeats=1),
+        replace(planned, key=trainer),
+    )
+    card = Card(make, lambda case, how: make.record(case, source="cuda"))
+    limits = Limits(jobs=1, capacity_bytes=10**12)
+    plan = Plan("scripted", "cuda", (), runs)
+    run_plan(plan, store, lambda: card, limits, lambda outcome: None)
+    asked = {(how.loop, how.repeat): how for _, how in card.asked}
+    assert set(asked) == {("own", 1), ("own", 2), ("trainer", 1)}
+    # The one that is to be alone waited for the other: numbers are given as the runs begin.
+    assert asked["own", 2].share_bytes is None
+    assert asked["own", 1].share_bytes == planned.share_bytes
+    names = sorted(path.name for path in store.folder.glob("*.json"))
+    stem = f"gpt2-{key.case_id}-cuda-{key.environment_id}"
+    assert names == [f"{stem}-r1.json", f"{stem}-r2.json", f"{stem}-trainer-r1.json"]
+    assert asked["own", 2].snapshot == store.folder / f"{stem}-r2.pickle"
+    assert asked["own", 1].snapshot is None
+    assert {found: len(records) for found, records in store.by_case().items()} == {
+        key: 2,
+        trainer: 1,
+    }
 
 
 @pytest.mark.parametrize(

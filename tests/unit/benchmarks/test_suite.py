@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.case_ids import case_slug, model_slug
-from benchmarks.suite import SuiteError, builtin_suites, load_suite, parse_suite
+from benchmarks.run_settings import RunSettings
+from benchmarks.suite import builtin_suites, load_suite, parse_suite
+from benchmarks.suite_error import SuiteError
 from estimator.case import Case
 
 ONE = '[[case]]\nmodel = "openai-community/gpt2"\n'
@@ -67,6 +69,31 @@ def test_null_is_written_as_text_because_toml_has_none() -> None:
     assert suite.cases[0].case.mixed_precision is None
 
 
+def test_rules_add_up_to_how_a_case_is_measured() -> None:
+    suite = parse_suite(
+        """
+        [[matrix]]
+        model = "a/x"
+        task = "training"
+        batch_size = [1, 2, 3]
+        [[run]]
+        match = "1x1024 or 2x1024"
+        repeats = 3
+        trainer = true
+        [[run]]
+        match = "2x1024"
+        alone = true
+        repeats = 2
+        """,
+        "s",
+    )
+    assert [entry.settings for entry in suite.cases] == [
+        RunSettings(repeats=3, trainer=True),
+        RunSettings(repeats=3, trainer=True, alone=True),
+        RunSettings(),
+    ]
+
+
 def test_a_case_may_name_itself() -> None:
     suite = parse_suite(ONE + 'id = "mine"\n', "s")
     assert suite.cases[0].id == "mine"
@@ -94,6 +121,15 @@ def test_a_case_may_name_itself() -> None:
         ('[[matrix]]\nmodel="m"\nexclude=[{dtyp=1}]', "matrix 1: exclude names 'dtyp'"),
         ('[[matrix]]\nmodel="m"\nexclude=[{model="n"}]', "matches no combination"),
         ('[[matrix]]\nmodel="m"\ndtype=["int9"]', "matrix 1: dtype is 'int9'"),
+        (ONE + "[[run]]", "run 1 asks for nothing: give repeats, alone, history, trainer"),
+        (ONE + "[[run]]\nalone = true", "run 1: match is None, but must be an expression"),
+        (ONE + "[[run]]\nmatch='(gpt2'\nalone=true", "run 1: match: -k '(gpt2' lacks a closing )"),
+        (ONE + "[[run]]\nmatch='llama'\nalone=true", "run 1: match 'llama' matches no case"),
+        (ONE + "[[run]]\nmatch='gpt2'\nalon=true", "unknown field 'alon'; did you mean alone?"),
+        (ONE + "[[run]]\nmatch='gpt2'\nalone=1", "run 1: alone is 1, but must be true or false"),
+        (ONE + "[[run]]\nmatch='gpt2'\nrepeats=0", "run 1: repeats is 0, but must be a whole"),
+        (ONE + "[[run]]\nmatch='gpt2'\nrepeats=true", "run 1: repeats is True, but must be"),
+        (ONE + "[[run]]\nmatch='gpt2'\ntrainer=true", "it cannot run gpt2-infer-bf16-1x1024+128"),
         (
             '[[matrix]]\nmodel="m"\n'
             f"batch_size={[*range(1, 400)]}\nsequence_length={[*range(1, 400)]}",

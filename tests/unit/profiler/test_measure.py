@@ -11,11 +11,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from estimator.case import Case
-from estimator.errors import EnvironmentUnavailable, ModelError
+from estimator.errors import EnvironmentUnavailable, ModelError, UnsupportedError
 from estimator.units import MIB, round_up
 from profiler.counters import CudaCounters, DeviceReading, Reading, Shortage
 from profiler.measure import measure_case
-from profiler.record import Counts, Record
+from profiler.record import OWN_LOOP, TRAINER_LOOP, Counts, Record
+from profiler.requests import AS_USUAL, HowToRun
 from profiler.tensors import BLOCK_BYTES
 
 LLAMA = {
@@ -80,6 +81,9 @@ class FakeCounters:
     def start(self) -> None:
         self.calls.append("start")
 
+    def limit(self, size_bytes: int) -> None:
+        self.calls.append(f"limit {size_bytes}")
+
     def synchronize(self) -> None:
         self._turns += 1
         if self._turns == self._fail_at:
@@ -116,11 +120,13 @@ def counts(allocated_bytes: int) -> Counts:
     )
 
 
-def measure(counters: FakeCounters | None = None, **fields: Any) -> Record:
+def measure(
+    counters: FakeCounters | None = None, how: HowToRun = AS_USUAL, **fields: Any
+) -> Record:
     case = Case.from_dict({"model": LLAMA, "sequence_length": 16, **fields})
     counters = counters or FakeCounters()
     with counters.live:
-        return measure_case(case, counters=counters, device="cpu")
+        return measure_case(case, how, counters=counters, device="cpu")
 
 
 def names(record: Record) -> list[str]:
@@ -270,12 +276,28 @@ def test_what_makes_a_figure_doubtful_is_flagged() -> None:
     assert names(record) == ["load", "prefill"]
 
 
+def test_a_run_that_shares_the_card_is_held_to_its_share_and_says_so() -> None:
+    counters = FakeCounters(alone=False)
+    record = measure(counters, HowToRun(share_bytes=10**9), max_new_tokens=1)
+    assert counters.calls[:2] == ["start", f"limit {10**9}"]
+    assert record.measurement is not None
+    assert record.measurement.share_bytes == 10**9
+    assert record.measurement.context_bytes is None
+    assert record.peak is not None
+    assert record.peak.device_bytes is None
+    # That others are on the card is as it was meant, and no reason to doubt the allocator.
+    assert [flag for flag in record.flags if "not committed" not in flag] == []
+    assert "the card was shared with other cases: the device counter is not known" in (
+        record.assumptions
+    )
+
+
 def test_the_allocation_history_is_written(tmp_path: Path) -> None:
     counters = FakeCounters()
     case = Case.from_dict({"model": LLAMA, "sequence_length": 4, "max_new_tokens": 1})
     target = tmp_path / "history.pickle"
     with counters.live:
-        measure_case(case, counters=counters, device="cpu", snapshot=target)
+        measure_case(case, HowToRun(snapshot=target), counters=counters, device="cpu")
     assert counters.calls[:2] == ["start", "record"]
     assert target.read_text() == "history"
 
@@ -299,3 +321,41 @@ def test_without_a_gpu_the_counters_say_so(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(EnvironmentUnavailable, match="torch finds no CUDA GPU") as caught:
         CudaCounters().start()
     assert caught.value.exit_code == 4
+
+
+WIDER = {**LLAMA, "hidden_size": 128, "intermediate_size": 256, "vocab_size": 1000}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"optimizer": "sgd", "momentum": 0.9, "gradient_checkpointing": True},
+        {"optimizer": "adafactor", "gradient_accumulation_steps": 2},
+        {"method": "lora", "mixed_precision": "bf16"},
+    ],
+    ids=["full", "sgd-checkpointing", "adafactor-accumulation", "lora-autocast"],
+)
+def test_the_own_loop_needs_what_transformers_trainer_needs(fields: dict[str, Any]) -> None:
+    shape = {"model": WIDER, "dtype": "float32", "batch_size": 4, "sequence_length": 64}
+    own, trainer = (
+        measure(how=HowToRun(loop=loop), task="training", **shape, **fields)
+        for loop in (OWN_LOOP, TRAINER_LOOP)
+    )
+    assert (own.loop, trainer.loop) == ("own", "trainer")
+    assert names(own) == names(trainer)
+    assert own.measurement is not None
+    assert trainer.measurement is not None
+    # The data set is in this device's memory, too, because this device is the CPU.
+    for ours, theirs in zip(own.measurement.phases, trainer.measurement.phases, strict=True):
+        assert ours.peak.allocated_bytes == pytest.approx(theirs.peak.allocated_bytes, rel=0.01)
+        assert ours.end.allocated_bytes == pytest.approx(theirs.end.allocated_bytes, rel=0.01)
+    assert own.components is not None
+    assert trainer.components is not None
+    for name in ("weights_bytes", "gradients_bytes", "optimizer_states_bytes"):
+        assert getattr(own.components, name) == getattr(trainer.components, name), name
+
+
+def test_trainer_keeps_no_logits() -> None:
+    with pytest.raises(UnsupportedError, match="keep_logits is for the own loop"):
+        measure(how=HowToRun(loop=TRAINER_LOOP), task="training", keep_logits=True)

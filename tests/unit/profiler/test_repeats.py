@@ -18,7 +18,8 @@ def answer(request):
     peaks = {peaks}
     report = MemoryReport(
         source=request.source, case=request.case.to_dict(), parameters=Parameters(1, 1),
-        peak=Peak("decode", 1, peaks[request.repeat - 1], 3), phases=(), components=Components(),
+        peak=Peak("decode", 1, peaks[request.how.repeat - 1], 3), phases=(),
+        components=Components(),
     )
     return Record.from_report(report, None, None, Measurement())
 

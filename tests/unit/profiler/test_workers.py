@@ -16,6 +16,7 @@ import pytest
 from estimator.case import Case
 from profiler import workers
 from profiler.record import Record
+from profiler.requests import HowToRun
 from profiler.worker_process import worker_variables
 from profiler.workers import Worker
 
@@ -32,8 +33,8 @@ GOOD = """
         print("libraries print on stdout")
         report = MemoryReport(
             source=request.source, case=request.case.to_dict(), parameters=Parameters(1, 1),
-            peak=Peak("decode", os.getpid(), request.repeat), phases=(),
-            components=Components(weights_bytes=request.repeat),
+            peak=Peak("decode", os.getpid(), request.how.repeat), phases=(),
+            components=Components(weights_bytes=request.how.repeat),
         )
         return Record.from_report(report, None, None, Measurement())
 """
@@ -78,12 +79,42 @@ def run_one(body: str, timeout_s: float = 20.0, source: str = "trace") -> Record
 
 def test_a_trace_worker_is_used_again_and_gone_at_the_end() -> None:
     with Worker("trace", 20, SERVE) as worker:
-        first, second = worker.run(CASE), worker.run(OTHER, repeat=3)
+        first, second = worker.run(CASE), worker.run(OTHER, how=HowToRun(repeat=3))
         assert worker.pid == pid_of(first) == pid_of(second)
     assert (first.status, second.status) == ("ok", "ok")
     assert second.peak is not None
     assert second.peak.allocated_bytes == 3
     assert not is_alive(pid_of(first))
+
+
+def test_a_worker_that_was_prepared_is_the_one_that_answers() -> None:
+    with Worker("cuda", 20, SERVE) as worker:
+        worker.prepare()
+        ready = worker.pid
+        worker.prepare()
+        assert worker.pid == ready
+        assert pid_of(worker.run(CASE)) == ready
+        assert worker.pid is None
+        worker.prepare()
+        waiting = worker.pid
+    assert waiting is not None
+    assert waiting != ready
+    assert not is_alive(waiting)
+
+
+def test_a_worker_that_cannot_be_prepared_is_told_by_its_case() -> None:
+    with Worker("cuda", 20, ["/nowhere/python"]) as worker:
+        worker.prepare()
+        record = worker.run(CASE)
+    assert record.error is not None
+    assert record.error.message.startswith("the worker cannot be started: No such file")
+
+
+def test_a_worker_that_was_killed_prepares_nothing() -> None:
+    with Worker("cuda", 20, SERVE) as worker:
+        worker.kill()
+        worker.prepare()
+        assert worker.pid is None
 
 
 def test_every_cuda_case_has_a_fresh_worker() -> None:
@@ -233,15 +264,15 @@ def test_an_exception_in_a_case_is_its_record_and_the_worker_goes_on() -> None:
     body = """
     from estimator.errors import UnsupportedError
     def fail(request):
-        if request.repeat == 1:
+        if request.how.repeat == 1:
             raise UnsupportedError("not this; try that")
-        if request.repeat == 2:
+        if request.how.repeat == 2:
             raise ValueError("one\\ntwo")
         return answer(request)
     serve(fail)
     """
     with Worker("trace", 20, script(body, good=True)) as worker:
-        records = [worker.run(CASE, repeat=number) for number in (1, 2, 3)]
+        records = [worker.run(CASE, how=HowToRun(repeat=number)) for number in (1, 2, 3)]
     errors = [record.error for record in records]
     assert errors[0] is not None
     assert (errors[0].kind, errors[0].message) == ("UnsupportedError", "not this; try that")
