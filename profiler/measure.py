@@ -67,7 +67,7 @@ def measure_case(
         if not is_shortage(error):
             raise
         oom = describe_shortage(error, run.counters, run.meter.current, run.failed_peak())
-        provenance = watch.provenance(how.repeat, how.loop)
+        provenance = watch.provenance(how.repeat)
         return Record.failed(
             case,
             "cuda",
@@ -78,10 +78,11 @@ def measure_case(
             kind=type(error).__name__,
             oom=oom,
             measurement=run.measurement(_flags(case, provenance, None, how)),
+            loop=how.loop,
         )
-    provenance = watch.provenance(how.repeat, how.loop)
+    provenance = watch.provenance(how.repeat)
     measurement = run.measurement(_flags(case, provenance, run.device_reading, how))
-    return Record.from_report(run.report(), environment, provenance, measurement)
+    return Record.from_report(run.report(), environment, provenance, measurement, how.loop)
 
 
 class _Run:

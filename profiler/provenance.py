@@ -9,7 +9,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from profiler.record import OWN_LOOP, Loop, Provenance
+from profiler.record import Provenance
 
 _GIT_TIMEOUT_S = 10
 
@@ -48,7 +48,7 @@ class Stopwatch:
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
         self._start = time.monotonic()
 
-    def provenance(self, repeat: int = 1, loop: Loop = OWN_LOOP) -> Provenance:
+    def provenance(self, repeat: int = 1) -> Provenance:
         """Return the provenance of a run that ends now."""
         version, dirty = code_version()
         return Provenance(
@@ -57,5 +57,4 @@ class Stopwatch:
             started_at=self._started_at,
             duration_seconds=round(time.monotonic() - self._start, 3),
             repeat=repeat,
-            loop=loop,
         )

@@ -41,17 +41,13 @@ class _Model(BaseModel):
 
 
 class Provenance(_Model):
-    """Who made a record: code version and whether it had local changes, when (UTC), how long.
-
-    `loop` is who played the training steps: our own loop, or transformers.Trainer as a check on it.
-    """
+    """Who made a record: code version and whether it had local changes, when (UTC), how long."""
 
     code_version: str
     dirty: bool | None = None
     started_at: str
     duration_seconds: float
     repeat: int = 1
-    loop: Loop = OWN_LOOP
 
 
 class RunError(_Model):
@@ -118,12 +114,14 @@ class Measurement(_Model):
 class Record(_Model):
     """One finished run of one case; immutable, and complete in itself.
 
-    `status` is `ok` with a report, or `oom`, `error`, `timeout` with an `error`.
+    `status` is `ok` with a report, or `oom`, `error`, `timeout` with an `error`. `loop` is who
+    played training's steps: our own loop, or transformers.Trainer as a check on it.
     """
 
     schema_version: int = SCHEMA_VERSION
     record_id: str = ""
     source: Source
+    loop: Loop = OWN_LOOP
     status: Status
     case: dict[str, Any]
     parameters: Parameters | None = None
@@ -154,10 +152,12 @@ class Record(_Model):
         environment: Environment | None,
         provenance: Provenance | None,
         measurement: Measurement | None = None,
+        loop: Loop = OWN_LOOP,
     ) -> Record:
         """Return the record of a run that answered. `report.source` is `cuda` or `trace`."""
         return cls(
             source=_source(report.source),
+            loop=loop,
             status="ok",
             case=report.case,
             parameters=report.parameters,
@@ -187,6 +187,7 @@ class Record(_Model):
         details: str | None = None,
         oom: OutOfMemory | None = None,
         measurement: Measurement | None = None,
+        loop: Loop = OWN_LOOP,
     ) -> Record:
         """Return the record of a run without an answer; `message` is one sentence."""
         error = RunError(
@@ -194,6 +195,7 @@ class Record(_Model):
         )
         return cls(
             source=_source(source),
+            loop=loop,
             status=status,
             case=case.to_dict(),
             error=error,
@@ -232,11 +234,6 @@ class Record(_Model):
     def repeat(self) -> int:
         """Which repeat of the case this is, from 1."""
         return 1 if self.provenance is None else self.provenance.repeat
-
-    @property
-    def loop(self) -> Loop:
-        """Who played the loop."""
-        return OWN_LOOP if self.provenance is None else self.provenance.loop
 
     @property
     def flags(self) -> tuple[str, ...]:

@@ -88,7 +88,8 @@ def _answer_or_failure(answer: Callable[[Request], Record], request: Request) ->
         request.source,
         "error",
         environment=collect_environment(request.source),
-        provenance=watch.provenance(request.how.repeat, request.how.loop),
+        provenance=watch.provenance(request.how.repeat),
+        loop=request.how.loop,
         **failure,
     )
 

@@ -126,7 +126,8 @@ class Worker:
             self._source,
             status,
             environment=self._known_environment(),
-            provenance=watch.provenance(how.repeat, how.loop),
+            provenance=watch.provenance(how.repeat),
+            loop=how.loop,
             **failure,
         )
 
