@@ -32,6 +32,9 @@ CONTEXT_MOST_BYTES = 2 * GIB
 """Bound of a context: with other libraries' allocations it may be above the CUDA context's own."""
 
 
+_ANY_CONTEXT = f"context_{ANY_GPU}"
+
+
 @dataclass(frozen=True, slots=True)
 class Equation:
     """One run: measured = offset + sum(value of a term x its feature), in bytes, at most `most`."""
@@ -81,11 +84,11 @@ def article_model(runs: Sequence[Answered]) -> Model:
     """
     scale = CALCULATOR.activation_scale
     terms = (
-        Term("activation_linear", "B a (token, hidden unit)", CALCULATOR.activation_linear, 0, 200),
-        Term("activation_scores", "B a (token, token, head)", CALCULATOR.activation_scores, 0, 20),
-        Term("gradient_bytes", "B a trainable parameter", CALCULATOR.gradient_bytes, 0, 8),
+        Term("activation_linear", "B/(token x unit)", CALCULATOR.activation_linear, 0, 200),
+        Term("activation_scores", "B/(token² x head)", CALCULATOR.activation_scores, 0, 20),
+        Term("gradient_bytes", "B/parameter", CALCULATOR.gradient_bytes, 0, 8),
         *(
-            Term(f"{rule}_bytes", "B a trainable parameter", nominal, 0, 2 * nominal)
+            Term(f"{rule}_bytes", "B/parameter", nominal, 0, 2 * nominal)
             for rule in ("adamw", "adamw_quantized", "sgd")
             for nominal in (CALCULATOR.optimizer_bytes(rule),)
         ),
@@ -112,8 +115,8 @@ def article_model(runs: Sequence[Answered]) -> Model:
 def scratch_model(runs: Sequence[Answered]) -> Model:
     """Factors on cuBLAS workspaces and on kernels' temporaries at the peak."""
     terms = (
-        Term("workspace_scale", "x the cuBLAS workspaces", 1, 0, 8),
-        Term("temporaries_scale", "x the temporaries at the peak", 1, 0.5, 2),
+        Term("workspace_scale", "x workspaces", 1, 0, 8),
+        Term("temporaries_scale", "x temporaries", 1, 0.5, 2),
     )
     equations = []
     for item, report, measured in _with_counter(runs, "allocated"):
@@ -131,9 +134,7 @@ def fragmentation_model(runs: Sequence[Answered]) -> Model:
     """From allocated to reserved bytes, or a correction of reserved bytes of the formulas' own."""
     found, own = _based(_with_counter(runs, "reserved"))
     name, least = ("correction", -0.5) if own else ("fragmentation", 0.0)
-    terms = tuple(
-        Term(f"{name}_{task}", f"of the moving bytes in {task}", 0, least, 2) for task in TASKS
-    )
+    terms = tuple(Term(f"{name}_{task}", "of moving bytes", 0, least, 2) for task in TASKS)
     equations = []
     for item, report, measured in found:
         features = {f"{name}_{item.run.case.task}": float(_moving(report))}
@@ -149,14 +150,10 @@ def device_model(runs: Sequence[Answered]) -> Model:
     """
     found, own = _based(_with_counter(runs, "device"))
     name, least = ("beyond", -0.5) if own else ("cache", 0.0)
-    contexts = sorted({context_name(item.run.case) for item, _, _ in found})
-    typical = (CONTEXT_LOW_BYTES + CONTEXT_HIGH_BYTES) / 2
+    contexts = sorted({context_name(item.run.case) for item, _, _ in found} - {_ANY_CONTEXT})
     terms = (
-        *(Term(f"{name}_{task}", f"of the moving bytes in {task}", 0, least, 2) for task in TASKS),
-        *(
-            Term(context, "B", typical, 0, CONTEXT_MOST_BYTES)
-            for context in dict.fromkeys([*contexts, f"context_{ANY_GPU}"])
-        ),
+        *(Term(f"{name}_{task}", "of moving bytes", 0, least, 2) for task in TASKS),
+        *(_context_term(context) for context in [*contexts, _ANY_CONTEXT]),
     )
     equations = []
     for item, report, measured in found:
@@ -168,12 +165,35 @@ def device_model(runs: Sequence[Answered]) -> Model:
     return Model("device", "architecture", "device", terms, tuple(equations))
 
 
+def context_model(runs: Sequence[Answered]) -> Model:
+    """What the driver shows above reserved bytes, by card: the CUDA context and other libraries.
+
+    Both counters are measured, and no estimate is in it. A check on the contexts of
+    `device_model`, which have to make up for what its other terms miss; estimates do not use it.
+    """
+    both = [item for item in runs if {"reserved", "device"} <= item.run.counters.keys()]
+    terms = tuple(
+        _context_term(context) for context in sorted({context_name(item.run.case) for item in both})
+    )
+    equations = []
+    for item in both:
+        counters = item.run.counters
+        features = {context_name(item.run.case): 1.0}
+        equations.append(Equation(item, counters["device"], counters["reserved"], features))
+    return Model("context", "measured", "device", terms, tuple(equations))
+
+
 MODELS: tuple[Callable[[Sequence[Answered]], Model], ...] = (
     article_model,
     scratch_model,
     fragmentation_model,
     device_model,
+    context_model,
 )
+
+
+def _context_term(name: str) -> Term:
+    return Term(name, "B", (CONTEXT_LOW_BYTES + CONTEXT_HIGH_BYTES) / 2, 0, CONTEXT_MOST_BYTES)
 
 
 Found = list[tuple[Answered, MemoryReport, int]]

@@ -1,14 +1,17 @@
 """Makes the published calibration anew: `python -m benchmarks.calibrate.page`.
 
 Writes results/coefficients/published.json, its copy in the package (the estimator reads nothing of
-results/), and the tables of docs/calibration.md.
+results/), and the tables of docs/calibration.md. That of made-up runs is made from
+results/reports/calibration_recovery.json, which `python -m benchmarks.calibrate.recovery -o` writes.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from benchmarks.calibrate.answers import answer_runs
 from benchmarks.calibrate.calibration import calibrate, store
@@ -21,7 +24,7 @@ NAME = "published"
 STORED = ROOT / "results" / "coefficients"
 SHIPPED = ROOT / "estimator" / "data" / "calibrations"
 PAGE = ROOT / "docs" / "calibration.md"
-_MARKED = re.compile(r"(<!-- calibration:begin -->\n).*?(<!-- calibration:end -->)", re.DOTALL)
+RECOVERY = ROOT / "results" / "reports" / "calibration_recovery.json"
 
 
 def stored() -> Calibration:
@@ -34,13 +37,36 @@ def stored() -> Calibration:
 
 
 def refreshed(text: str, calibration: Calibration) -> str:
-    """Return the page's text with a calibration's tables between its marks."""
+    """Return the page's text with the present tables between its marks."""
     head = (
         f"Runs {calibration.evidence}; evidence `{calibration.evidence_hash}`, code "
         f"`{calibration.code_version}`."
     )
-    body = "\n".join([head, "", *markdown_lines(calibration)])
-    return _MARKED.sub(lambda found: f"{found.group(1)}{body}\n{found.group(2)}", text)
+    text = _between(text, "calibration", [head, "", *markdown_lines(calibration)])
+    return _between(text, "recovery", recovery_lines(json.loads(RECOVERY.read_text("utf-8"))))
+
+
+def recovery_lines(study: dict[str, Any]) -> list[str]:
+    """Return the tables of what made-up runs showed (benchmarks/calibrate/recovery.py)."""
+    return [
+        f"| fit | trials of {study['trials']} in which all coefficients were inside |",
+        "|---|---|",
+        *(f"| {name} | {count} |" for name, count in study["recovered"].items()),
+        "",
+        "| families | spread between | within | 90 % intervals held | 95 % bounds held |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {row['families']} | {row['between']:.1%} | {row['within']:.1%} "
+            f"| {row['two_sided']:.1%} | {row['one_sided']:.1%} |"
+            for row in study["held_of_new_families"]
+        ),
+    ]
+
+
+def _between(text: str, name: str, lines: list[str]) -> str:
+    marked = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
+    body = "\n".join(lines)
+    return marked.sub(lambda found: f"{found.group(1)}{body}\n{found.group(2)}", text)
 
 
 def main() -> int:

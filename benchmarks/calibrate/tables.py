@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
-from estimator.coefficients import Calibration, Coefficient, Errors, IntervalRule
+from estimator.coefficients import Calibration, Coefficient, Errors, Fit, IntervalRule
 from estimator.units import MIB
 
 WIDTH = 80
@@ -20,17 +20,18 @@ def text_lines(
         unanswered: why runs have no estimate, and how many have none for it.
     """
     yield from _wrapped(
-        f"calibration {calibration.name}: runs {calibration.evidence}, "
-        f"hash {calibration.evidence_hash}, code {calibration.code_version}"
+        f"calibration {calibration.name}, from runs {calibration.evidence}; evidence "
+        f"{calibration.evidence_hash}, code {calibration.code_version}"
     )
     for fit in calibration.fits:
         yield ""
-        yield f"{fit.name}: {fit.counter} bytes, {fit.formulas} formulas"
-        yield from _wrapped(f"{'used' if fit.accepted else 'not used'}: {fit.reason}", "  ")
+        yield f"{fit.name}: {fit.counter} bytes, {_base(fit)}"
+        yield from _wrapped(f"{_use(fit)}: {fit.reason}", "  ")
         families = f", families {', '.join(fit.families)}" if fit.families else ""
         yield from _wrapped(f"{fit.runs} runs{families}", "  ")
         for item in fit.coefficients:
-            yield f"  {item.name:<28}{_value(item):>14}  {_interval(item):<26}"[:WIDTH].rstrip()
+            value = _number(item, item.value)
+            yield f"  {item.name:<25}{value:>8} {_unit(item):<20}{_interval(item)}"
     yield ""
     yield "intervals: measured / predicted, and the share held of left-out families"
     for rule in calibration.intervals:
@@ -52,7 +53,7 @@ def markdown_lines(calibration: Calibration) -> Iterator[str]:
         yield (
             f"| {fit.name} | {fit.counter} | {fit.runs} | {_names(fit.families)} "
             f"| {_both(fit.before, fit.after, 'median')} | {_both(fit.before, fit.after, 'p95')} "
-            f"| {'yes' if fit.accepted else fit.reason} |"
+            f"| {'yes' if _use(fit) == 'used' else f'{_use(fit)}: {fit.reason}'} |"
         )
     yield ""
     yield "| coefficient | unit | without | fitted | interval | bounds | runs | used |"
@@ -63,7 +64,7 @@ def markdown_lines(calibration: Calibration) -> Iterator[str]:
                 f"| `{item.name}` | {_unit(item)} | {_number(item, item.nominal)} "
                 f"| {_number(item, item.value) if item.runs else '-'} | {_interval(item)} "
                 f"| {_number(item, item.least)} to {_number(item, item.most)} | {item.runs} "
-                f"| {'yes' if fit.accepted and item.runs else 'no'} |"
+                f"| {'yes' if _use(fit) == 'used' and item.runs else 'no'} |"
             )
     yield ""
     yield "| counter | kind of run | interval | runs | families |"
@@ -85,12 +86,14 @@ def _rule(rule: IntervalRule) -> str:
     )
 
 
-def _value(item: Coefficient) -> str:
-    return (
-        f"{_number(item, item.value)} {_unit(item)}"
-        if _is_bytes(item)
-        else _number(item, item.value)
-    )
+def _use(fit: Fit) -> str:
+    if fit.formulas == "measured":
+        return "a check, not used"
+    return "used" if fit.accepted else "not used"
+
+
+def _base(fit: Fit) -> str:
+    return "above reserved" if fit.formulas == "measured" else f"{fit.formulas} formulas"
 
 
 def _interval(item: Coefficient) -> str:

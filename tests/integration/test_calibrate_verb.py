@@ -35,7 +35,7 @@ def test_the_published_evidence_says_what_it_rests_on(stored: Path) -> None:
     assert "published by others" in data["evidence"]
     assert len(data["evidence_hash"]) == 16
     fits = {fit["name"]: fit for fit in data["fits"]}
-    assert set(fits) == {"article", "scratch", "fragmentation", "device"}
+    assert set(fits) == {"article", "scratch", "fragmentation", "device", "context"}
     for fit in fits.values():
         assert len(set(fit["evidence"])) == len(fit["evidence"]) >= fit["runs"]
         assert fit["accepted"] is not fit["reason"].startswith("refused: ")

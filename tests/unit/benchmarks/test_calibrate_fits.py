@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from benchmarks.calibrate.fits import (
-    MODELS,
     Model,
     article_model,
+    context_model,
     device_model,
     fragmentation_model,
 )
@@ -23,7 +23,7 @@ from benchmarks.calibrate.left_out import (
     verdict,
     weighted_quantile,
 )
-from benchmarks.calibrate.recovery import TRUTH, follow, made_up_runs, recovered
+from benchmarks.calibrate.recovery import TRUTH, follow, made_up_models, made_up_runs, recovered
 from estimator.coefficients import Errors
 from estimator.units import MIB
 
@@ -41,8 +41,7 @@ def system(slope: float, base: float, count: int = 40, noise: float = 0.0) -> Sy
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, Model]:
-    runs = made_up_runs()
-    return {model.name: model for model in (build(runs) for build in MODELS)}
+    return {model.name: model for model in made_up_models()}
 
 
 def test_exact_evidence_gives_the_exact_coefficients() -> None:
@@ -165,6 +164,18 @@ def test_runs_without_the_counter_are_no_equations() -> None:
     assert article_model(bare).equations == ()
     assert device_model(bare).equations == ()
     assert device_model(bare).system().features.shape == (0, 3)
+
+
+def test_a_context_is_what_the_driver_shows_above_reserved() -> None:
+    runs = []
+    for item in made_up_runs():
+        assert item.architecture is not None
+        reserved = item.architecture.peak.allocated_bytes
+        counters = {"reserved": reserved, "device": reserved + 600 * MIB}
+        runs.append(replace(item, run=replace(item.run, counters=counters)))
+    model = context_model(runs)
+    assert [term.name for term in model.terms] == ["context_A100-80GB"]
+    assert fit_point(model.system(), model.terms) == pytest.approx([600 * MIB], rel=1e-3)
 
 
 def _without(run):  # type: ignore[no-untyped-def]

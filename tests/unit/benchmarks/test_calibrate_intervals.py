@@ -5,51 +5,24 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.calibrate.intervals import Ratios, Refusal, two_sided, upper_bound
+from benchmarks.calibrate.intervals import Ratios, Refusal, two_sided
+from benchmarks.calibrate.recovery import (
+    SPREADS,
+    Spread,
+    held_of_new_families,
+    made_up_ratios,
+)
 
 
-def made_up(
-    random: np.random.Generator, families: int, runs: int, between: float, within: float
-) -> tuple[np.ndarray, list[str]]:
-    """Ratios with an effect of the family and one of the run."""
-    ratios: list[float] = []
-    names: list[str] = []
-    for number in range(families):
-        count = int(random.integers(runs // 2, 2 * runs))
-        effect = random.normal(0, between)
-        ratios += np.exp(effect + random.normal(0, within, count)).tolist()
-        names += [f"family {number}"] * count
-    return np.array(ratios), names
-
-
-@pytest.mark.parametrize(("between", "within"), [(0.02, 0.01), (0.0, 0.02), (0.05, 0.005)])
-def test_ninety_percent_hold_85_to_95_of_new_families(between: float, within: float) -> None:
-    random = np.random.default_rng(1)
-    held = []
-    for _ in range(60):
-        found = two_sided(*made_up(random, 8, 15, between, within))
-        assert isinstance(found, Ratios)
-        assert found.low is not None
-        new = np.exp(random.normal(0, between, 500) + random.normal(0, within, 500))
-        held.append(((new >= found.low) & (new <= found.high)).mean())
-    assert 0.85 <= np.mean(held) <= 0.95
-
-
-def test_one_sided_bounds_hold_92_to_98() -> None:
-    random = np.random.default_rng(2)
-    held = []
-    for _ in range(60):
-        found = upper_bound(*made_up(random, 8, 25, 0.03, 0.03))
-        assert isinstance(found, Ratios)
-        assert found.low is None
-        new = np.exp(random.normal(0, 0.03, 500) + random.normal(0, 0.03, 500))
-        held.append((new <= found.high).mean())
-    assert 0.92 <= np.mean(held) <= 0.98
+@pytest.mark.parametrize("spread", SPREADS)
+def test_intervals_hold_what_they_promise_of_new_families(spread: Spread) -> None:
+    assert 0.85 <= held_of_new_families(False, spread, trials=60) <= 0.95
+    assert 0.92 <= held_of_new_families(True, spread, trials=60) <= 0.98
 
 
 def test_too_few_families_or_runs_are_refused() -> None:
     random = np.random.default_rng(3)
-    few = two_sided(*made_up(random, 2, 30, 0.02, 0.01))
+    few = two_sided(*made_up_ratios(random, 2, 30, 0.02, 0.01))
     assert isinstance(few, Refusal)
     assert "of 2 model families" in few.reason
     short = two_sided(np.full(6, 1.0), ["a", "a", "b", "b", "c", "c"])
