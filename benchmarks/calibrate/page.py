@@ -1,8 +1,8 @@
 """Makes the published calibration anew: `python -m benchmarks.calibrate.page`.
 
 Writes results/coefficients/published.json, its copy in the package (the estimator reads nothing of
-results/), and the tables of docs/calibration.md. That of made-up runs is made from
-results/reports/calibration_recovery.json, which `python -m benchmarks.calibrate.recovery -o` writes.
+results/), and the tables of docs/calibration.md. Those of made-up runs are made from
+results/reports/calibration_recovery.json (`python -m benchmarks.calibrate.recovery -o`).
 """
 
 from __future__ import annotations
