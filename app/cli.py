@@ -22,6 +22,7 @@ VERBS = {
     "calibrate": "Fit coefficients and intervals to measured runs.",
     "baseline": "Keep records under a name, to compare with later.",
     "history": "Cases over versions of libraries and drivers.",
+    "report": "How wrong the estimates are, as one HTML file.",
     "suites": "List the suites and their cases.",
     "web": "The page: an estimate as one types, in a browser.",
     "models": "List the model catalogue.",

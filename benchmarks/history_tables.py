@@ -39,7 +39,7 @@ def text_lines(history: History) -> Iterator[str]:
         worst = max(changes, key=lambda step: abs(step.relative))
         yield (
             f"{first + 1:>3} -> {second + 1:<5}{len(changes):>8}{len(changes) - grew - fell:>8}"
-            f"{grew:>8}{fell:>8}{format_error(worst.relative):>14}"
+            f"{grew:>8}{fell:>8}{format_change(worst.relative):>14}"
         )
 
 
@@ -58,7 +58,7 @@ def _text_stretch(where: str, figure: Figure, step: Change | None) -> str:
         line = f"  {where:<10}{figure.reason}"
         return line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"
     size_bytes = figure.report.peak.allocated_bytes
-    shown = "" if step is None else format_error(step.relative)
+    shown = "" if step is None else format_change(step.relative)
     return (
         f"  {where:<10}{size_bytes / GB:>9.2f} GB{size_bytes / GIB:>10.2f} GiB{shown:>12}"
         f"  {reason(step)}"
@@ -84,7 +84,7 @@ def markdown_lines(history: History) -> Iterator[str]:
                 yield f"| {label} | {where} | none | none | | {why} |"
             else:
                 size_bytes = figure.report.peak.allocated_bytes
-                shown = "" if step is None else format_error(step.relative)
+                shown = "" if step is None else format_change(step.relative)
                 yield (
                     f"| {label} | {where} | {format_gb(size_bytes)} | {format_gib(size_bytes)} "
                     f"| {shown} | {reason(step)} |"
@@ -99,7 +99,7 @@ def markdown_lines(history: History) -> Iterator[str]:
         worst = max(changes, key=lambda step: abs(step.relative))
         yield (
             f"| {first + 1} to {second + 1} | {len(changes)} | {len(changes) - grew - fell} "
-            f"| {grew} | {fell} | {format_error(worst.relative)} |"
+            f"| {grew} | {fell} | {format_change(worst.relative)} |"
         )
 
 
@@ -161,11 +161,25 @@ def span(first: int, last: int) -> str:
     return f"{first + 1}" if first == last else f"{first + 1}-{last + 1}"
 
 
+def format_change(relative: float) -> str:
+    """Return a change as a percentage, with digits enough to show that it is one."""
+    if relative and abs(relative) < 0.0005:
+        return f"{relative * 100:+.4f} %"
+    return format_error(relative)
+
+
+def _signed_size(size_bytes: int) -> str:
+    for unit, name in ((GB, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if abs(size_bytes) >= unit:
+            return f"{size_bytes / unit:+.2f} {name}"
+    return f"{size_bytes:+d} B"
+
+
 def reason(step: Change | None) -> str:
-    """Return the component that changed most in a step: `logits -0.41 GB`."""
+    """Return the component that changed most in a step: `logits -410.00 MB`."""
     if step is None or step.component is None:
         return ""
-    return f"{step.component.replace('_', ' ')} {step.component_bytes / GB:+.2f} GB"
+    return f"{step.component.replace('_', ' ')} {_signed_size(step.component_bytes)}"
 
 
 def _label(history: History, case: CaseHistory) -> str:

@@ -16,10 +16,10 @@ from benchmarks.store import write_whole
 from benchmarks.tables import row_names, sections, source_word, summary_name, summary_title
 from benchmarks.thresholds import Offender
 from estimator.errors import RecordError
-from estimator.report import COMPONENTS, MemoryReport
+from estimator.report import COMPONENTS, Components, MemoryReport
 from estimator.units import format_both, format_error, format_gb, format_gib
 
-_ENVIRONMENT_FIELDS = (
+ENVIRONMENT_FIELDS = (
     "gpu",
     "driver",
     "torch",
@@ -58,7 +58,15 @@ def write_report(comparison: Comparison, path: Path, offenders: Sequence[Offende
     Raises:
         RecordError: when the file cannot be written.
     """
-    text = render_report(comparison, offenders)
+    write_page(render_report(comparison, offenders), path)
+
+
+def write_page(text: str, path: Path) -> None:
+    """Write a page, whole or not at all.
+
+    Raises:
+        RecordError: when the file cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, text)
@@ -69,6 +77,12 @@ def write_report(comparison: Comparison, path: Path, offenders: Sequence[Offende
 
 def render_report(comparison: Comparison, offenders: Sequence[Offender] = ()) -> str:
     """Return the report's HTML."""
+    template = template_environment().get_template("report.html.j2")
+    return template.render(_page(comparison, offenders))
+
+
+def template_environment() -> Environment:
+    """Return the environment that all pages are rendered in: strict, and escaping everything."""
     environment = Environment(
         loader=PackageLoader("benchmarks"),
         autoescape=True,
@@ -78,7 +92,7 @@ def render_report(comparison: Comparison, offenders: Sequence[Offender] = ()) ->
         keep_trailing_newline=True,
     )
     environment.filters |= {"gb": format_gb, "gib": format_gib, "signed": format_error}
-    return environment.get_template("report.html.j2").render(_page(comparison, offenders))
+    return environment
 
 
 def _page(comparison: Comparison, offenders: Sequence[Offender]) -> dict[str, Any]:
@@ -99,7 +113,7 @@ def _page(comparison: Comparison, offenders: Sequence[Offender]) -> dict[str, An
         "offenders": [one for one in offenders if one.fails],
         "drops": [one for one in offenders if not one.fails],
         "environments": [
-            (key, [(name, getattr(env, name)) for name in _ENVIRONMENT_FIELDS])
+            (key, [(name, getattr(env, name)) for name in ENVIRONMENT_FIELDS])
             for key, env in comparison.environments.items()
         ],
     }
@@ -142,13 +156,15 @@ def _bars(row: Row, kind: str) -> Iterator[Bar]:
     named = [(name, report) for name, report, _ in row_names(row, kind)]
     full_bytes = max(report.components.total_bytes for _, report in named)
     for name, report in named:
-        yield Bar(name, format_gb(report.peak.allocated_bytes), _segments(report, full_bytes))
+        segments = report_segments(report.components, full_bytes)
+        yield Bar(name, format_gb(report.peak.allocated_bytes), segments)
 
 
-def _segments(report: MemoryReport, full_bytes: int) -> tuple[Segment, ...]:
+def report_segments(components: Components, full_bytes: int) -> tuple[Segment, ...]:
+    """Return a bar's parts; `full_bytes` are its full width."""
     found = []
     for component in COMPONENTS:
-        size_bytes = _size(report, component)
+        size_bytes = getattr(components, f"{component}_bytes")
         if size_bytes > 0:
             title = f"{component.replace('_', ' ')}: {format_both(size_bytes)}"
             found.append(Segment(component, round(100 * size_bytes / full_bytes, 2), title))

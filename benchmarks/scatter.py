@@ -28,7 +28,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """The points of one name; `mark` is its CSS class (`mark-0`, `mark-1`), which has a shape."""
+    """The points of one name; `mark` is its CSS class (`mark-0` to `mark-2`), which has a shape."""
 
     name: str
     mark: str
@@ -123,5 +123,8 @@ def _mark(series: Series, point: Point, x: _Axis, y: _Axis) -> str:
     if series.mark == "mark-0":
         place = f'cx="{across:.1f}" cy="{up:.1f}" r="4.5"'
         return f'<circle class="{series.mark}" {place}>{title}</circle>'
+    if series.mark == "mark-2":
+        square = f"M{across - 4:.1f} {up - 4:.1f}h8v8h-8z"
+        return f'<path class="{series.mark}" d="{square}">{title}</path>'
     diamond = f"M{across:.1f} {up - 5.5:.1f}l5.5 5.5-5.5 5.5-5.5-5.5z"
     return f'<path class="{series.mark}" d="{diamond}">{title}</path>'

@@ -140,7 +140,7 @@ def to_json(comparison: Comparison, offenders: Sequence[Offender] = ()) -> dict[
         "base": comparison.base,
         "new": comparison.new,
         "cases": [_row_json(row) for row in comparison.rows],
-        "summary": [_summary_json(summary) for summary in comparison.summaries],
+        "summary": [summary_json(summary) for summary in comparison.summaries],
         "left_out": [
             {"label": gone.label, "reason": gone.reason, "failed": gone.failed}
             for gone in comparison.left_out
@@ -178,7 +178,8 @@ def _row_json(row: Row) -> dict[str, Any]:
     }
 
 
-def _summary_json(summary: ErrorSummary) -> dict[str, Any]:
+def summary_json(summary: ErrorSummary) -> dict[str, Any]:
+    """Return a summary as a JSON object."""
     return {
         "name": summary.name,
         "count": summary.count,

@@ -63,7 +63,9 @@ def _grow_layer(layer: Any, count: int) -> None:
         # Recurrent and convolution states only, or a layer that keeps nothing.
         return
     if "Static" in kind:
-        layer.cumulative_length += count
+        # Early releases of transformers 5 count a full static layer's tokens by its values.
+        if hasattr(layer, "cumulative_length"):
+            layer.cumulative_length += count
         return
     window = None
     if getattr(layer, "is_sliding", False):

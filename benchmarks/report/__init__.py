@@ -1,0 +1,1 @@
+"""The report: everything that is known of how wrong the answers are, as one HTML file."""
