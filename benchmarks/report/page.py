@@ -173,7 +173,7 @@ def _worst(case: Judged, one: JudgedSet, stories: dict[str, Story]) -> WorstCase
         timeline = draw_story(story, marks)
     else:
         known = [] if case.report is None else [(one.word, case.report)]
-        timeline = draw_phases([*known, (PREDICTIONS[0], first)])
+        timeline = draw_phases([*known, (PREDICTIONS[0], first)], marks[1:])
     return WorstCase(
         case,
         tuple(

@@ -66,10 +66,18 @@ def draw_story(story: Story, marks: Sequence[tuple[str, int, str]] = ()) -> Mark
     )
 
 
-def draw_phases(reports: Sequence[tuple[str, MemoryReport]]) -> Markup:
-    """Return the picture of phases: full bars to a phase's peak, a line at its end."""
+def draw_phases(
+    reports: Sequence[tuple[str, MemoryReport]], marks: Sequence[tuple[str, int, str]] = ()
+) -> Markup:
+    """Return the picture of phases: full bars to a phase's peak, a line at its end.
+
+    Args:
+        reports: (name, report), one or two.
+        marks: as in `draw_story`.
+    """
     names = list(dict.fromkeys(p.name for _, report in reports for p in report.phases))
-    high = max(p.peak_allocated_bytes for _, r in reports for p in r.phases) * 1.08 or 1
+    peaks = [phase.peak_allocated_bytes for _, report in reports for phase in report.phases]
+    high = max(*peaks, *(size for _, size, _ in marks), 1) * 1.08
     parts = [_open("memory by phase"), *_grid(high)]
     width = (WIDTH - _LEFT - _RIGHT) / len(names)
     bar = width * 0.8 / len(reports)
@@ -85,6 +93,7 @@ def draw_phases(reports: Sequence[tuple[str, MemoryReport]]) -> Markup:
                 f'</rect><path class="end-line" d="M{left:.1f} {end:.1f}h{bar - 1:.1f}"/>'
             )
     parts += _names([(name, i / len(names)) for i, name in enumerate(names)] + [("", 1.0)])
+    parts += _levels(marks, high)
     return Markup("".join([*parts, "</svg>"]))
 
 

@@ -174,6 +174,24 @@ def test_sides_that_make_no_sense_are_refused(records: Path, tmp_path: Path) -> 
     assert "there are no baselines" in refused(2, "history", *kept)
 
 
+def test_a_report_of_records(records: Path, tmp_path: Path) -> None:
+    page = tmp_path / "deep" / "report.html"
+    alone = ("--no-published", "--baselines", tmp_path / "none")
+    done = gpumem("report", records, "-o", page, "--json", *alone)
+    rows = {row["name"]: row for row in json.loads(done.stdout)["summaries"]}
+    assert {row["against"] for row in rows.values()} == {"traced"}
+    assert rows["architecture"]["count"] == 3
+    text = page.read_text(encoding="utf-8")
+    assert text.count('class="chart timeline"') == 3
+    assert 'class="c-weights" d="M' in text
+    quiet = gpumem("report", records, "-o", page, "--no-timelines", "-q", *alone)
+    assert quiet.stdout == quiet.stderr == ""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "nothing to report" in refused(2, "report", empty, "-o", page, *alone)
+    assert "neither a folder" in refused(2, "report", tmp_path / "gone", "-o", page, *alone)
+
+
 def test_a_record_cut_in_half_is_named_kept_and_run_again(suite: Path, records: Path) -> None:
     victim = next(iter(sorted(records.glob("*.json"))))
     whole = victim.read_bytes()
@@ -215,7 +233,8 @@ def test_refusals(suite: Path, records: Path, tmp_path: Path) -> None:
 def test_suites_are_listed(suite: Path) -> None:
     *lines, note = gpumem("suites").stdout.splitlines()
     listed = [line.split()[0] for line in lines if not line.startswith(" ")]
-    names = ["core", "holdout", "inference", "long-context", "peft", "smoke", "training"]
+    names = ["core", "holdout", "inference", "long-context"]
+    names += ["peft", "smoke", "training", "upgrades"]
     assert listed == names
     assert note == "peaks are estimates, times rough guesses for one case after another"
     assert all(len(line) <= 90 for line in lines)
