@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
-from estimator.coefficients import Calibration, Coefficient, Errors, Fit, IntervalRule
+from estimator.coefficients import Calibration, Coefficient, Fit, IntervalRule
 from estimator.units import MIB
 
 WIDTH = 80
@@ -47,14 +47,17 @@ def text_lines(
 
 def markdown_lines(calibration: Calibration) -> Iterator[str]:
     """Yield the calibration as Markdown tables: fits, coefficients, intervals."""
-    yield "| fit | counter | runs | families | median before, after | 95th before, after | used |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| fit | errors | counter | runs | median | 95th pct | worst | under |"
+    yield "|---|---|---|---|---|---|---|---|"
     for fit in calibration.fits:
-        yield (
-            f"| {fit.name} | {fit.counter} | {fit.runs} | {_names(fit.families)} "
-            f"| {_both(fit.before, fit.after, 'median')} | {_both(fit.before, fit.after, 'p95')} "
-            f"| {'yes' if _use(fit) == 'used' else f'{_use(fit)}: {fit.reason}'} |"
-        )
+        for name, found in (("before", fit.before), ("after", fit.after)):
+            if found is not None:
+                shares = (found.median, found.p95, found.worst, found.under)
+                cells = " | ".join(_percent(share) for share in shares)
+                yield f"| {fit.name} | {name} | {fit.counter} | {fit.runs} | {cells} |"
+    yield ""
+    for fit in calibration.fits:
+        yield f"* `{fit.name}` ({_names(fit.families)}): {_use(fit)}; {fit.reason}."
     yield ""
     yield "| coefficient | unit | without | fitted | interval | bounds | runs | used |"
     yield "|---|---|---|---|---|---|---|---|"
@@ -114,9 +117,8 @@ def _number(item: Coefficient, value: float) -> str:
     return f"{value / MIB:.0f}" if _is_bytes(item) else f"{value:.4g}"
 
 
-def _both(before: Errors | None, after: Errors | None, name: str) -> str:
-    shares = [None if one is None else getattr(one, name) for one in (before, after)]
-    return ", ".join("-" if share is None else f"{100 * share:.3g} %" for share in shares)
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
 
 
 def _names(names: Iterable[str]) -> str:

@@ -13,7 +13,18 @@ from estimator.errors import ModelError, UnsupportedError
 from estimator.families import PARSERS, parse_spec
 from estimator.spec import ModelSpec
 
-TYPES = ("gptj", "codegen", "gpt_neo", "bitnet", "hyperclovax", "bloom", "mpt", "falcon", "xglm", "ctrl")
+TYPES = (
+    "gptj",
+    "codegen",
+    "gpt_neo",
+    "bitnet",
+    "hyperclovax",
+    "bloom",
+    "mpt",
+    "falcon",
+    "xglm",
+    "ctrl",
+)
 MODELS = [entry for entry in entries() if entry.model_type in TYPES]
 GPT: dict[str, Any] = {"n_embd": 256, "n_head": 8, "n_layer": 2, "vocab_size": 500}
 
