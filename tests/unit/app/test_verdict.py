@@ -44,6 +44,13 @@ def test_allocated_alone_keeps_a_slack() -> None:
     assert judge(report(int(limit / 1.05)), CARD).state == "fits"
 
 
+def test_estimated_reserved_bytes_do_not_end_the_slack() -> None:
+    limit = CARD.memory_bytes - CONTEXT_HIGH_BYTES
+    estimated = report(limit - 10, limit)
+    assert judge(estimated, CARD).state == "tight"
+    assert judge(replace(estimated, source="trace"), CARD).state == "fits"
+
+
 def test_sentence_names_the_real_memory_and_the_context() -> None:
     sentence = judge(report(CARD.memory_bytes + 10**9), CARD).sentence
     assert "L4 (23034 MiB): does not fit, short by 1.00 GB (0.93 GiB)" in sentence
