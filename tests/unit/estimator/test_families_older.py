@@ -142,7 +142,7 @@ def test_falcons_linears_are_not_quantized() -> None:
 
 def test_a_class_without_checkpointing_is_refused() -> None:
     case = Case(model={"model_type": "ctrl"}, task="training", gradient_checkpointing=True)
-    with pytest.raises(UnsupportedError, match="ctrl .* supports no gradient checkpointing"):
+    with pytest.raises(UnsupportedError, match=r"ctrl .* supports no gradient checkpointing"):
         estimate(case)
 
 
