@@ -68,7 +68,7 @@ def _draw(rng: random.Random, bounds: Bounds) -> Case:
     model = _model(rng, bounds)
     spec = parse_spec(load_config(model))
     longest = bounds.sequence_length[1]
-    if spec.position_rows and spec.max_positions is not None:
+    if spec.positions_bounded and spec.max_positions is not None:
         longest = min(longest, spec.max_positions)
     training = rng.random() < 0.65
     dtype = rng.choice(("bfloat16", "bfloat16", "float16", "float32"))
@@ -95,6 +95,7 @@ def _draw(rng: random.Random, bounds: Bounds) -> Case:
         fields["lora"] = _lora(rng, spec)
     if training:
         fields |= _training(rng)
+        fields["gradient_checkpointing"] &= spec.checkpointable
     else:
         fields["max_new_tokens"] = min(
             _between(rng, *bounds.max_new_tokens), max(1, longest - fields["sequence_length"])

@@ -388,6 +388,13 @@ class ModelSpec:
     until the next layer returns (GPT-J)."""
 
     @property
+    def positions_bounded(self) -> bool:
+        """Whether tables of positions end, so that no longer sequence can run."""
+        attention = self.layers[0].attention
+        tables = (self.position_rows, self.fixed_positions, attention.positions)
+        return any(tables) or attention.distances == "positions"
+
+    @property
     def parameters(self) -> int:
         """Number of parameters, tied ones once."""
         return sum(self.parameter_counts())

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from benchmarks.case_generator import QUICK, draw_cases
 from estimator import Case, MemoryReport, estimate
+from estimator.config_source import load_config
+from estimator.families import parse_spec
 from estimator.gpus import DEFAULT_WORKSPACE_BYTES, HOPPER_WORKSPACE_BYTES
 
 LLAMA: dict[str, Any] = {
@@ -114,6 +116,7 @@ def test_layers_add_up(layers: int, batch: int, length: int, fields: dict[str, A
 def test_checkpointing_never_saves_more(case: Case) -> None:
     """What is saved when forward ends: a layer's input instead of all that the layer saves."""
     assume(case.training)
+    assume(parse_spec(load_config(case.model)).checkpointable)
     ends = {}
     for checkpointing in (False, True):
         report = estimate(replace(case, gradient_checkpointing=checkpointing))
