@@ -7,7 +7,6 @@ families that were left out of the fit; what did not improve those was refused a
 
 from __future__ import annotations
 
-import math
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cache
@@ -23,6 +22,22 @@ from estimator.spec import Moe
 from estimator.strict_json import MAX_JSON_BYTES, parse_json
 
 SCHEMA_VERSION = 1
+
+_MOST = 10**15
+"""No coefficient, ratio or count is larger; bytes are the largest of them."""
+
+_NAMES = {
+    "article": {
+        "activation_linear",
+        "activation_scores",
+        "gradient_bytes",
+        "adamw_bytes",
+        "adamw_quantized_bytes",
+        "sgd_bytes",
+    },
+    "scratch": {"workspace_scale", "temporaries_scale"},
+}
+"""Coefficients that a fit has to have for estimates to use it."""
 
 ANY_GPU = "any"
 """Ends the name of the coefficient for cards without evidence of their own."""
@@ -271,18 +286,19 @@ def _check(name: str, kind: str, value: Any) -> None:
     if value is None and kind.endswith("None"):
         return
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    number = number and -_MOST <= value <= _MOST  # False for NaN, too
     good = {
         "str": isinstance(value, str),
         "bool": isinstance(value, bool),
-        "int": isinstance(value, int) and not isinstance(value, bool),
-        "float": number and math.isfinite(value),
+        "int": number and isinstance(value, int),
+        "float": number,
     }
     if not good[kind.split(" ")[0]]:
         raise ValueError(f"{name} is {show_value(value)}")
 
 
 def _read_fit(data: dict[str, Any]) -> Fit:
-    return _row(
+    fit = _row(
         Fit,
         data,
         coefficients=tuple(_row(Coefficient, item) for item in data["coefficients"]),
@@ -291,6 +307,11 @@ def _read_fit(data: dict[str, Any]) -> Fit:
         before=None if data["before"] is None else _row(Errors, data["before"]),
         after=None if data["after"] is None else _row(Errors, data["after"]),
     )
+    if set(fit.values()) != _NAMES.get(fit.name, set(fit.values())):
+        raise ValueError(f"the coefficients of {fit.name} are {sorted(fit.values())}")
+    if any(item.value < item.least for item in fit.coefficients):
+        raise ValueError(f"a coefficient of {fit.name} is out of its bounds")
+    return fit
 
 
 def _read_interval(data: dict[str, Any]) -> IntervalRule:

@@ -213,7 +213,21 @@ def test_what_is_no_calibration_is_refused(
         load_calibration(str(path))
 
 
-@pytest.mark.parametrize("ratio", [float("inf"), -1.0, "1", True])
+@pytest.mark.parametrize("value", [10**400, 1e308, float("nan"), -1.0, "1", True, None])
+def test_a_coefficient_is_a_number_within_reason(value: Any) -> None:
+    data = calibration((fit("device", cache_training=0.5),)).to_dict()
+    data["fits"][0]["coefficients"][0]["value"] = value
+    with pytest.raises(CalibrationError, match="is not a calibration"):
+        Calibration.from_dict(data)
+
+
+def test_a_fit_has_the_coefficients_that_estimates_take() -> None:
+    data = calibration((fit("scratch", workspace_scale=1.0),)).to_dict()
+    with pytest.raises(CalibrationError, match="coefficients of scratch"):
+        Calibration.from_dict(data)
+
+
+@pytest.mark.parametrize("ratio", [float("inf"), 10**400, -1.0, "1", True])
 def test_a_ratio_is_a_number_above_zero(ratio: Any) -> None:
     data = calibration((), rule("allocated", 0.9, 1.1)).to_dict()
     data["intervals"][0]["high_ratio"] = ratio
