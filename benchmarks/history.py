@@ -127,12 +127,12 @@ def tell_history(sides: Iterable[Side]) -> History:
             point = _versions(environment)
             environments.setdefault(point, environment)
             found = newest.setdefault((case_id, source, _machine(environment)), {})
-            if point not in found or _started(entry) > _started(found[point]):
+            if point not in found or entry.started_at > found[point].started_at:
                 found[point] = entry
     began: dict[tuple[str | None, ...], str] = {}
     for found in newest.values():
         for point, entry in found.items():
-            began[point] = min(began.get(point, _started(entry)), _started(entry))
+            began[point] = min(began.get(point, entry.started_at), entry.started_at)
     order = sorted(
         environments, key=lambda point: ([_sortable(value) for value in point[:-1]], began[point])
     )
@@ -203,11 +203,6 @@ def _versions(environment: Environment) -> tuple[str | None, ...]:
 def _machine(environment: Environment) -> str | None:
     known = [getattr(environment, name) for name in _MACHINE]
     return ", ".join(value for value in known if value is not None) or None
-
-
-def _started(entry: SideCase) -> str:
-    made = entry.record.provenance
-    return "" if made is None else made.started_at
 
 
 def _sortable(value: str | None) -> tuple[int, object]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from benchmarks.compare import WORDS
@@ -14,8 +14,12 @@ from estimator.units import GB, GIB, format_error, format_gb, format_gib
 WIDTH = 80
 
 
-def text_lines(history: History) -> Iterator[str]:
-    """Yield the lines of the terminal's tables, none of them wider than 80 columns."""
+def text_lines(history: History, cases: Sequence[CaseHistory] | None = None) -> Iterator[str]:
+    """Yield the lines of the terminal's tables, none of them wider than 80 columns.
+
+    Args:
+        cases: those to show, all by default; the steps are counted over all of them.
+    """
     yield _headline(history)
     for index in range(len(history.points)):
         yield from textwrap.wrap(
@@ -24,7 +28,7 @@ def text_lines(history: History) -> Iterator[str]:
     yield ""
     yield f"{'case':<12}{'GB':>12}{'GiB':>14}{'change':>12}  {'what changed most'}"
     yield "-" * WIDTH
-    for case in history.cases:
+    for case in history.cases if cases is None else cases:
         label = _label(history, case)
         yield label if len(label) <= WIDTH else label[: WIDTH - 1] + "…"
         steps = {step.second: step for step in case.changes}
@@ -65,8 +69,12 @@ def _text_stretch(where: str, figure: Figure, step: Change | None) -> str:
     ).rstrip()
 
 
-def markdown_lines(history: History) -> Iterator[str]:
-    """Yield the history as Markdown: the points, a row a case, a row a step."""
+def markdown_lines(history: History, cases: Sequence[CaseHistory] | None = None) -> Iterator[str]:
+    """Yield the history as Markdown: the points, the cases' figures, a row a step.
+
+    Args:
+        cases: those to show, all by default; the steps are counted over all of them.
+    """
     yield "| | versions |"
     yield "| ---: | --- |"
     for index in range(len(history.points)):
@@ -74,7 +82,7 @@ def markdown_lines(history: History) -> Iterator[str]:
     yield ""
     yield "| case | at | GB | GiB | change | what changed most |"
     yield "| --- | --- | ---: | ---: | ---: | --- |"
-    for case in history.cases:
+    for case in history.cases if cases is None else cases:
         label = _label(history, case).replace("|", "\\|")
         steps = {step.second: step for step in case.changes}
         for first, last, figure in stretches(case):

@@ -32,6 +32,12 @@ class SideCase:
         environment = self.record.environment
         return None if environment is None else environment.environment_id
 
+    @property
+    def started_at(self) -> str:
+        """When its run began (ISO 8601, UTC), empty where the record does not say."""
+        made = self.record.provenance
+        return "" if made is None else made.started_at
+
 
 @dataclass(frozen=True, slots=True)
 class Side:

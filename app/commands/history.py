@@ -50,15 +50,15 @@ def history(
     if not told.cases:
         raise RecordError("none of the records says what it was made with: there is no history")
     chosen = select(told.cases, expression, None)
-    cases = tuple(case for case in chosen if case.changed or not changed)
-    told = replace(told, cases=cases)
+    told = replace(told, cases=tuple(chosen))
+    cases = [case for case in chosen if case.changed or not changed]
     if as_json:
-        click.echo(json.dumps(to_json(told)))
+        click.echo(json.dumps(to_json(replace(told, cases=tuple(cases)))))
     elif not cases:
         click.echo(f"none of {len(chosen)} cases has changed")
     else:
         lines = markdown_lines if style == "markdown" else text_lines
-        click.echo("\n".join(lines(told)))
+        click.echo("\n".join(lines(told, cases)))
 
 
 def _sides(records: tuple[str, ...], folder: Path) -> list[Side]:

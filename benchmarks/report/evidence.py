@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from benchmarks.error_summary import ErrorSummary, percentile, summarize
 from benchmarks.evidence.rows import PublishedRow
-from benchmarks.sides import Side
+from benchmarks.sides import Side, SideCase
 from estimator import estimate
 from estimator.case import Case
 from estimator.errors import GpumemError
@@ -102,11 +102,16 @@ def judge(
     """Return the sets that have a case, and in sentences what was left out.
 
     A case that was traced and measured is judged against the measurement, the trace being one of
-    its predictions, and once more against the trace.
+    its predictions, and once more against the trace. Of several records of a case the newest
+    counts.
     """
     found: dict[str, list[Judged]] = {word: [] for word in WORDS}
     left_out: list[str] = []
-    entries = {key: entry for side in sides for key, entry in side.cases.items()}
+    entries: dict[tuple[str, str], SideCase] = {}
+    for side in sides:
+        for key, entry in side.cases.items():
+            if key not in entries or entry.started_at >= entries[key].started_at:
+                entries[key] = entry
     for (case_id, source), entry in entries.items():
         record = entry.record
         report = record.report if record.status == "ok" else None

@@ -17,7 +17,7 @@ from benchmarks import readme_table
 ROOT = Path(__file__).parents[2]
 
 # Pages whose output depends on neither the machine nor the versions of the libraries.
-PAGES = ("estimate", "fit", "models", "gpus", "suites", "README")
+PAGES = ("estimate", "fit", "history", "models", "gpus", "suites", "README")
 
 _BLOCK = re.compile(r"^```\n\$ gpumem (?P<arguments>.*)\n(?P<output>(?:.*\n)*?)```$", re.MULTILINE)
 

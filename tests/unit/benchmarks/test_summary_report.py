@@ -150,6 +150,19 @@ def test_each_kind_of_reference_is_a_set_of_its_own(tmp_path: Path, make: Simple
     assert len(left_out) == 2
 
 
+def test_of_several_records_of_a_case_the_newest_counts(
+    tmp_path: Path, make: SimpleNamespace
+) -> None:
+    case = make.case()
+    older = make.record(case, 10**9)
+    later = older.provenance.model_copy(update={"started_at": "2026-02-01T00:00:00+00:00"})
+    newer = make.record(case, 2 * 10**9).model_copy(update={"provenance": later})
+    sides = [side_of(tmp_path / "new", newer), side_of(tmp_path / "old", older)]
+    for order in (sides, sides[::-1]):
+        ((one,), _) = judge(order, (), estimator_of(make, architecture=1.0))
+        assert [judged.reference_bytes for judged in one.cases] == [2 * 10**9]
+
+
 def test_failed_records_are_left_out_and_said_to_be(tmp_path: Path, make: SimpleNamespace) -> None:
     side = side_of(tmp_path / "s", make.failure(make.case(), "oom", "no room"))
     sets, left_out = judge([side], (), estimator_of(make, architecture=1.0))
