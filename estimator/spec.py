@@ -147,6 +147,13 @@ class Attention:
     value_dim: int | None = None
     """Features of a head's values where they differ from the keys'."""
     latent: Latent | None = None
+    sinks: bool = False
+    """Whether each query head has a learned score beside the keys' (gpt-oss)."""
+
+    @property
+    def parameters_apart(self) -> tuple[int, ...]:
+        """Elements of each parameter that is no linear's or norm's."""
+        return (self.heads,) if self.sinks else ()
 
     @property
     def value_size(self) -> int:
@@ -229,7 +236,7 @@ class Moe:
     activation: str
     router: str = "softmax"
     """How experts are chosen: `softmax` over all, then the best (Mixtral); `top_softmax` over the
-    best (Granite); `softmax_fp32` of logits in fp32, `softmax_groups` from the best groups
+    best in fp32 (Granite), `top_softmax_half` in the model's dtype (gpt-oss); `softmax_fp32` of logits in fp32, `softmax_groups` from the best groups
     (DeepSeek-V2); `sigmoid` of each (MiniMax-M2), `sigmoid_groups` from the best groups
     (DeepSeek-V3)."""
     groups: int = 1
@@ -244,6 +251,10 @@ class Moe:
     """When the shared expert runs: `first`, before the router (Qwen2-MoE), `last`, after the
     experts, or `outside`, once the block has returned (Granite)."""
     shared_gate: Linear | None = None
+    gate_style: str = "halves"
+    """How the gate's and up's product is read: `halves`, or `clamped_pairs` (gpt-oss)."""
+    biased: bool = False
+    """Whether router and experts have biases."""
     adapter_names: tuple[str, ...] = ()
     """Module names that peft takes for the router, the gates, the ups and the downs of stacked
     experts; empty where it adapts none of them (peft/utils/transformers_weight_conversion.py)."""
@@ -262,7 +273,9 @@ class Moe:
     @property
     def parameters_apart(self) -> tuple[int, ...]:
         """Elements of each parameter that is no linear's."""
-        return tuple(self.stacked(name) for name in ("router", "gate_up", "down"))
+        weights = tuple(self.stacked(name) for name in ("router", "gate_up", "down"))
+        features = (1, self.up_features, self.hidden) if self.biased else ()
+        return (*weights, *(self.experts * count for count in features))
 
     def stacked(self, name: str) -> int:
         """Return the elements of `router`, `gate_up` or `down`."""
@@ -413,6 +426,7 @@ class ModelSpec:
                     yield linear.outputs
             for norm in layer.norms:
                 yield from norm.shapes
+            yield from layer.attention.parameters_apart
             yield from layer.mlp.parameters_apart
         yield from self.final_norm.shapes
         if not self.tied:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from estimator.architecture.context import Context
 from estimator.architecture.expert_adapters import stacked_weight
-from estimator.architecture.parts import activation, cast
+from estimator.architecture.gates import gated
+from estimator.architecture.parts import cast, parameter
 from estimator.architecture.tape import PASS, Tape, Tensor
 from estimator.spec import Moe
 
@@ -41,12 +42,15 @@ def _grouped(tape: Tape, x: Tensor, scores: Tensor, spec: Moe, ctx: Context) -> 
     filled = tape.view(selected, selected.count, selected.size)
     tape.drop(tokens, selected)
     first = stacked_weight(tape, spec, "gate_up", ctx)
-    inner = _product(tape, filled, first, pairs * spec.up_features)
+    bias = _biases(tape, spec, spec.up_features, ctx, by_expert)
+    inner = _product(tape, filled, first, pairs * spec.up_features, bias)
     inner = _masked(tape, inner, mask)
-    hidden = _activated(tape, inner, spec)
+    hidden = gated(tape, inner, spec)
     tape.drop(inner)
     second = stacked_weight(tape, spec, "down", ctx)
-    out = _product(tape, hidden, second, pairs * spec.hidden)
+    last_bias = _biases(tape, spec, spec.hidden, ctx, by_expert)
+    tape.drop(bias)
+    out = _product(tape, hidden, second, pairs * spec.hidden, last_bias)
     tape.drop(hidden)
     out = _masked(tape, out, mask)
     weighted = _weighted(tape, out, own_scores, ctx)
@@ -57,7 +61,7 @@ def _grouped(tape: Tape, x: Tensor, scores: Tensor, spec: Moe, ctx: Context) -> 
     tape.drop(weighted)
     result = _summed(tape, restored, x, ctx, spec)
     tape.drop(by_expert, order, filled, own_scores, *counts, mask, first, second, out, back)
-    tape.drop(restored)
+    tape.drop(restored, last_bias)
     return result
 
 
@@ -71,17 +75,30 @@ def _batched(tape: Tape, x: Tensor, scores: Tensor, spec: Moe, ctx: Context) -> 
     ids = tape.new(pairs, 8)
     weights = [stacked_weight(tape, spec, name, ctx) for name in ("gate_up", "down")]
     first = tape.new(pairs * spec.up_features * spec.hidden, x.width)
+    bias = _biases(tape, spec, spec.up_features, ctx, ids)
     inner = tape.new(pairs * spec.up_features, x.width)
-    hidden = _activated(tape, inner, spec)
+    hidden = gated(tape, inner, spec)
     tape.drop(inner)
     second = tape.new(pairs * spec.width * spec.hidden, x.width)
     tape.drop(first)
+    last_bias = _biases(tape, spec, spec.hidden, ctx, ids)
+    tape.drop(bias)
     out = tape.new(pairs * spec.hidden, x.width)
     tape.drop(hidden)
     weighted = _weighted(tape, out, scores, ctx)
     result = _summed(tape, weighted, x, ctx, spec)
-    tape.drop(selected, ids, second, out, weighted, *weights)
+    tape.drop(selected, ids, second, last_bias, out, weighted, *weights)
     return result
+
+
+def _biases(
+    tape: Tape, spec: Moe, features: int, ctx: Context, experts_of: Tensor
+) -> Tensor | None:
+    """Each pair's bias, [S, features], gathered by its expert; None without biases."""
+    if not spec.biased:
+        return None
+    bias = parameter(spec.experts * features, ctx.width, ctx.full)
+    return _gather(tape, bias, ctx.tokens * spec.active * features, experts_of)
 
 
 def _gather(tape: Tape, x: Tensor, count: int, index: Tensor) -> Tensor:
@@ -93,27 +110,23 @@ def _gather(tape: Tape, x: Tensor, count: int, index: Tensor) -> Tensor:
     return tape.op(count, x.width, (x,), (index,), grads=(x.size,), temporaries=sort)
 
 
-def _product(tape: Tape, x: Tensor, weight: Tensor, count: int) -> Tensor:
+def _product(
+    tape: Tape, x: Tensor, weight: Tensor, count: int, bias: Tensor | None = None
+) -> Tensor:
     """A grouped product; its gradient for the weights has the size of all experts."""
     saves = tuple(t for t, other in ((x, weight), (weight, x)) if other.grad)
-    return tape.op(count, x.width, (weight, x), saves)
+    out = tape.op(count, x.width, (weight, x), saves)
+    if bias is None:
+        return out
+    product, out = out, tape.added(out, bias)
+    tape.drop(product)
+    return out
 
 
 def _masked(tape: Tape, x: Tensor, mask: Tensor) -> Tensor:
     """masked_fill: a copy."""
     out = tape.op(x.count, x.width, (x,), (mask,))
     tape.drop(x)
-    return out
-
-
-def _activated(tape: Tape, inner: Tensor, spec: Moe) -> Tensor:
-    """act(gate) * up, of the two halves of one tensor."""
-    half = inner.count // 2
-    gate, up = tape.split(inner, (half, half), inner.size)
-    activated = activation(tape, gate, spec.activation)
-    saves = (activated, up)
-    out = tape.op(half, inner.width, (up, activated), saves)
-    tape.drop(activated, gate, up)
     return out
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from estimator.architecture.context import AMP_WIDTH, MAX_FLASH_HEAD, Context
 from estimator.architecture.parts import capped, cast, dropout, operands, scale
 from estimator.architecture.sdpa_math import math_attention
+from estimator.architecture.sinks import softmax_with_sinks
 from estimator.architecture.tape import PASS, Tape, Tensor
 from estimator.spec import Attention
 from estimator.units import round_up
@@ -259,7 +260,11 @@ def _eager(
         biased = add_mask(tape, scores)
         tape.drop(scores)
         scores = biased
-    probabilities = softmax(tape, scores, spec, ctx)
+    held: tuple[Tensor, ...] = ()
+    if spec.sinks:
+        probabilities, held = softmax_with_sinks(tape, scores, spec, ctx)
+    else:
+        probabilities = softmax(tape, scores, spec, ctx)
     tape.drop(scores)
     weights = dropout(tape, probabilities, spec.dropout, ctx)
     tape.drop(probabilities)
@@ -267,7 +272,7 @@ def _eager(
     product = tape.op(out_count, ctx.width, (weights, v_mat), operands(weights, v_mat))
     tape.drop(v_mat)
     out = tape.op(out_count, ctx.width, (product,), grads=(PASS,))
-    tape.drop(product)
+    tape.drop(product, *held)
     if spec.groups > 1:
         tape.drop(keys, values)
     return out, weights

@@ -1,7 +1,7 @@
 """Formulas of multi-head latent attention: the latents are cached, keys and values made of them.
 
 Source: transformers/models/deepseek_v3/modeling_deepseek_v3.py (`DeepseekV3Attention.forward`,
-`expand_kv`, `apply_rotary_pos_emb_interleave`), deepseek_v2 (`apply_rotary_emb`).
+`expand_kv`), deepseek_v2.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from estimator.architecture.attention import grow_cache
 from estimator.architecture.context import Context
 from estimator.architecture.kernels import attend
 from estimator.architecture.norms import norm
-from estimator.architecture.parts import add, cast, linear, scale
-from estimator.architecture.tape import NEW, PASS, Tape, Tensor
+from estimator.architecture.pair_rotary import ROTATIONS
+from estimator.architecture.parts import linear
+from estimator.architecture.tape import PASS, Tape, Tensor
 from estimator.spec import Attention, Latent
 
 
@@ -27,8 +28,8 @@ def attention(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Ten
     raw, shared_key = tape.split(compressed, (ctx.tokens * latent.rank, rope), compressed.size)
     inner = norm(tape, raw, latent.norm, ctx)
     tape.drop(raw)
-    query_rotated = _ROTATIONS[latent.rotation](tape, query_turned)
-    key_rotated = _ROTATIONS[latent.rotation](tape, shared_key)
+    query_rotated = ROTATIONS[latent.rotation](tape, query_turned)
+    key_rotated = ROTATIONS[latent.rotation](tape, shared_key)
     tape.drop(query_turned, shared_key)
     if ctx.cached:
         inner, key_rotated = grow_cache(tape, inner, key_rotated, spec, ctx)
@@ -69,47 +70,3 @@ def _expanded(
     key = tape.op(count, up.width, (plain, rotated))
     tape.drop(plain)
     return key, value
-
-
-def _interleaved(tape: Tape, x: Tensor) -> Tensor:
-    """Even and odd features, rotated pair by pair and laid side by side."""
-    even, odd = (tape.view(x, x.count // 2, x.size) for _ in range(2))
-    first = _combined(tape, even, odd, NEW)
-    second = _combined(tape, odd, even, PASS)
-    out = tape.op(x.count, x.width, (first, second), grads=(PASS, PASS))
-    tape.drop(first, second, even, odd)
-    return out
-
-
-def _combined(tape: Tape, a: Tensor, b: Tensor, grad: int) -> Tensor:
-    """`a * cos -+ b * sin`: a difference negates the second gradient."""
-    left, right = scale(tape, a), scale(tape, b)
-    out = tape.op(a.count, a.width, (left, right), grads=(PASS, grad))
-    tape.drop(left, right)
-    return out
-
-
-def _halves(tape: Tape, x: Tensor) -> Tensor:
-    """Llama's `x * cos + rotate_half(x) * sin`."""
-    first = scale(tape, x)
-    front, back = (tape.view(x, x.count // 2, x.size) for _ in range(2))
-    negated = scale(tape, back)
-    turned = tape.op(x.count, x.width, (negated, front), grads=(PASS, PASS))
-    tape.drop(negated, front, back)
-    second = scale(tape, turned)
-    tape.drop(turned)
-    out = add(tape, first, second)
-    tape.drop(first, second)
-    return out
-
-
-def _complex(tape: Tape, x: Tensor) -> Tensor:
-    """fp32 pairs read as complex numbers, times the shared factors, and back."""
-    wide = cast(tape, x, 4)
-    turned = scale(tape, wide)
-    out = cast(tape, turned, x.width)
-    tape.drop(wide, turned)
-    return out
-
-
-_ROTATIONS = {"interleaved": _interleaved, "halves": _halves, "complex": _complex}

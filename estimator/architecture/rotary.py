@@ -9,7 +9,8 @@ who repeats cos and sin, and in what they still name at the end:
 - `repeated`: each layer repeats its own cos and sin, pair by pair (GLM, Helium);
 - `fp32_repeated`: the same in fp32, each factor copied to fp32 (ERNIE 4.5);
 - `held_parts`: the attention names the rotated and the other part of each head to its end (Phi);
-- `complex`: one table of complex factors, fp32 pairs (DeepSeek-V2; see latent.py).
+- `complex`: one table of complex factors, fp32 pairs (DeepSeek-V2, Llama 4);
+- `chunked`: tables of half a head's features, for each half of it (gpt-oss).
 
 Where `rotary_dim` is given, the code splits each head in two and joins it again, even if all of it
 is rotated. Source: `apply_rotary_pos_emb` in transformers/models/*/modeling_*.py.
@@ -20,6 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from estimator.architecture.context import Context
+from estimator.architecture.pair_rotary import ROTATIONS
 from estimator.architecture.parts import add, cast, scale
 from estimator.architecture.tape import PASS, Tape, Tensor
 from estimator.spec import Attention, ModelSpec
@@ -30,9 +32,12 @@ _REPEATED = ("repeated", "fp32_repeated")
 
 def table_bytes(spec: ModelSpec, ctx: Context) -> int:
     """Return the bytes of one kind of cos and sin, [1, Q, rotated features] each."""
-    if spec.layers[0].attention.rotary_style == "complex":
+    style = spec.layers[0].attention.rotary_style
+    if style == "complex":
         return 4 * ctx.queries * spec.rotary_dim
-    width = 4 if spec.layers[0].attention.rotary_style in _FP32_TABLES else ctx.outer_width
+    width = 4 if style in _FP32_TABLES else ctx.outer_width
+    if style == "chunked":
+        return ctx.queries * spec.rotary_dim * width
     return 2 * ctx.queries * spec.rotary_dim * width
 
 
@@ -54,6 +59,9 @@ class Rotated:
 
 def rotate_states(tape: Tape, query: Tensor, key: Tensor, spec: Attention, ctx: Context) -> Rotated:
     """Rotate queries and keys, both of which are borrowed."""
+    if spec.rotary_style in ROTATIONS:
+        turned = tuple(ROTATIONS[spec.rotary_style](tape, x) for x in (query, key))
+        return Rotated(turned[0], turned[1])
     tables = _repeated_tables(tape, spec, ctx)
     if spec.rotary_dim is None:
         turned = _turn(tape, (query, key), spec, ctx, tables)

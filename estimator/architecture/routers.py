@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from estimator.architecture.context import Context
 from estimator.architecture.expert_adapters import router_weight
-from estimator.architecture.parts import cast, operands, scale
+from estimator.architecture.parts import cast, operands, parameter, scale
 from estimator.architecture.tape import PASS, Tape, Tensor
 from estimator.spec import Moe
 
@@ -22,9 +22,13 @@ def route(tape: Tape, x: Tensor, spec: Moe, ctx: Context) -> tuple[tuple[Tensor,
     weight = router_weight(tape, spec, ctx)
     if spec.router in _FP32_ROUTERS:
         return _FP32_ROUTERS[spec.router](tape, x, weight, spec, ctx)
-    saves = tuple(t for t, other in ((x, weight), (weight, x)) if other.grad)
-    logits = tape.op(ctx.tokens * spec.experts, ctx.width, (weight, x), saves)
+    inputs: tuple[Tensor, ...] = (weight, x)
+    if spec.biased:
+        inputs = (parameter(spec.experts, ctx.width, ctx.full), weight, x)
+    logits = tape.op(ctx.tokens * spec.experts, ctx.width, inputs, operands(x, weight))
     tape.drop(weight)
+    if spec.router == "top_softmax_half":
+        return _top_softmax_half(tape, logits, spec, ctx)
     if spec.router == "top_softmax":
         return _top_softmax(tape, logits, spec, ctx)
     if spec.router == "sigmoid":
@@ -78,6 +82,21 @@ def _top_softmax(
     scores = cast(tape, probabilities, ctx.width)
     tape.drop(best, probabilities)
     return (wide, indices), scores
+
+
+def _top_softmax_half(
+    tape: Tape, logits: Tensor, spec: Moe, ctx: Context
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The best logits' softmax, all in the weights' dtype.
+
+    Source: transformers/models/gpt_oss/modeling_gpt_oss.py, `GptOssTopKRouter`.
+    """
+    pairs = ctx.tokens * spec.active
+    indices = tape.new(pairs, 8)
+    best = tape.op(pairs, ctx.width, (logits,), (indices,), grads=(logits.size,))
+    scores = tape.op(pairs, ctx.width, (best,), saves_out=True)
+    tape.drop(best)
+    return (logits, indices), scores
 
 
 def _softmax(tape: Tape, logits: Tensor, spec: Moe, ctx: Context) -> Tensor:

@@ -228,6 +228,14 @@ class Tape:
             self.nodes.append(Node(outs[0], (x,), (grad,), [], (), False, False, others=outs[1:]))
         return outs
 
+    def added(self, x: Tensor, other: Tensor) -> Tensor:
+        """`x.add_(other)`: no bytes of its own; the gradient is passed to both."""
+        needs = self.recording and (x.grad or other.grad)
+        out = Tensor(x.count, x.width, needs, self.alias(x).storage)
+        if needs:
+            self.nodes.append(Node(out, (x, other), (PASS, PASS), [], (), False, False))
+        return out
+
     def backward(
         self,
         out: Tensor,

@@ -1,0 +1,32 @@
+"""Formulas of attention sinks: a learned score a head beside the keys', in eager attention.
+
+Source: transformers/models/gpt_oss/modeling_gpt_oss.py, `eager_attention_forward`.
+"""
+
+from __future__ import annotations
+
+from estimator.architecture.context import Context
+from estimator.architecture.parts import parameter
+from estimator.architecture.tape import NEW, PASS, Tape, Tensor
+from estimator.spec import Attention
+
+
+def softmax_with_sinks(
+    tape: Tape, scores: Tensor, spec: Attention, ctx: Context
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Join the sinks to the scores, subtract the highest, and cut the sinks off the softmax.
+
+    Returns:
+        the probabilities of the keys, a view, and what the attention's code still names.
+    """
+    rows = ctx.batch * spec.heads * ctx.queries
+    width = scores.width
+    sink = parameter(spec.heads, ctx.width, ctx.full)
+    spread = tape.view(sink, rows, sink.size)
+    joined = tape.op(rows * (ctx.keys + 1), width, (scores, spread), grads=(PASS, PASS))
+    highest = tape.op(rows, width, (joined,), aux=(8 * rows,), grads=(joined.size,))
+    shifted = tape.op(joined.count, width, (joined, highest), grads=(PASS, NEW))
+    tape.drop(joined, highest)
+    probabilities = tape.op(shifted.count, width, (shifted,), saves_out=True)
+    cut = tape.view(probabilities, scores.count, probabilities.size)
+    return cut, (shifted, probabilities)
