@@ -133,7 +133,10 @@ def _lora(rng: random.Random, spec: ModelSpec) -> dict[str, Any]:
     r = rng.choice((1, 4, 8, 16, 64, 256))
     dropout = rng.choice((0.0, 0.0, 0.05, 0.1))
     targets = rng.choice(("all-linear", tuple(some)))
-    mixtures = (layer.mlp for layer in spec.layers if isinstance(layer.mlp, Moe))
+    mixtures = [layer.mlp for layer in spec.layers if isinstance(layer.mlp, Moe)]
+    if any(mixture.router_name for mixture in mixtures):
+        # peft fails on a router that is a linear of its own kind.
+        targets = tuple(some)
     if any(mixture.adapted(targets) for mixture in mixtures):
         # peft allows none on the input of stacked experts.
         dropout = 0.0

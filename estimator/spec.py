@@ -235,10 +235,15 @@ class Moe:
     active: int
     activation: str
     router: str = "softmax"
-    """How experts are chosen: `softmax` over all, then the best (Mixtral); `top_softmax` over the
-    best in fp32 (Granite), `top_softmax_half` in the model's dtype (gpt-oss); `softmax_fp32` of logits in fp32, `softmax_groups` from the best groups
-    (DeepSeek-V2); `sigmoid` of each (MiniMax-M2), `sigmoid_groups` from the best groups
-    (DeepSeek-V3)."""
+    """How experts are chosen; a name of estimator/architecture/routers.py:
+
+    - `softmax` over all, then the best (Mixtral); `softmax_fp32` of logits in fp32 and
+      `softmax_groups` from the best groups of experts (DeepSeek-V2);
+    - `top_softmax` over the best in fp32 (Granite), `top_softmax_half` in the model's dtype
+      (gpt-oss);
+    - `sigmoid` of each (MiniMax-M2), `sigmoid_groups` from the best groups (DeepSeek-V3);
+    - `sparse_mixer` (Phi-3.5-MoE).
+    """
     groups: int = 1
     active_groups: int = 1
     normed: bool = False
@@ -255,6 +260,10 @@ class Moe:
     """How the gate's and up's product is read: `halves`, or `clamped_pairs` (gpt-oss)."""
     biased: bool = False
     """Whether router and experts have biases."""
+    jitter: bool = False
+    """Whether training multiplies the input by noise, for the block and for its router."""
+    router_name: str | None = None
+    """The router's name where it is a linear of its own kind, which no adapter may wrap."""
     adapter_names: tuple[str, ...] = ()
     """Module names that peft takes for the router, the gates, the ups and the downs of stacked
     experts; empty where it adapts none of them (peft/utils/transformers_weight_conversion.py)."""

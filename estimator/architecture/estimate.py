@@ -89,6 +89,7 @@ def _quantization_lines(case: Case, spec: ModelSpec) -> tuple[str, ...]:
 def _refuse(case: Case, spec: ModelSpec) -> None:
     """Say clearly what has no formula yet, and what no library runs."""
     _refuse_dropout_on_experts(case, spec)
+    _refuse_adapters_on_routers(case, spec)
     reasons = {
         f"mixed_precision {case.mixed_precision!r} here": _amp_unknown(case, spec),
         f"stack {case.stack!r} with other norms than RMSNorm": _norms_unknown(case, spec),
@@ -124,6 +125,20 @@ def _refuse_dropout_on_experts(case: Case, spec: ModelSpec) -> None:
             f"lora_dropout is {lora.lora_dropout}, but peft allows only 0 where adapters sit on "
             f"the stacked experts of {spec.name}: set it to 0, or name other target_modules",
             field="lora.lora_dropout",
+        )
+
+
+def _refuse_adapters_on_routers(case: Case, spec: ModelSpec) -> None:
+    """A router that returns several tensors fails inside peft's wrapper of a linear."""
+    lora = case.lora
+    names = {layer.mlp.router_name for layer in spec.layers if isinstance(layer.mlp, Moe)} - {None}
+    if lora is None or not names:
+        return
+    if lora.target_modules == "all-linear" or names & set(lora.target_modules):
+        raise CaseError(
+            f"target_modules {lora.target_modules!r} put an adapter on the router of {spec.name}, "
+            "where peft fails: name others, such as q_proj and v_proj",
+            field="lora.target_modules",
         )
 
 

@@ -118,7 +118,7 @@ def _product(
     out = tape.op(count, x.width, (weight, x), saves)
     if bias is None:
         return out
-    product, out = out, tape.added(out, bias)
+    product, out = out, tape.op(count, x.width, (out, bias), grads=(PASS, PASS), into=out)
     tape.drop(product)
     return out
 

@@ -21,6 +21,10 @@ def feed_forward(tape: Tape, x: Tensor, spec: Mlp | Moe, ctx: Context) -> Tensor
 
 def mixture(tape: Tape, x: Tensor, spec: Moe, ctx: Context) -> Tensor:
     """Play the block on `x` ([B, Q, hidden], borrowed): [B, Q, hidden]."""
+    if spec.jitter and ctx.training:
+        once = _jittered(tape, x)
+        x = _jittered(tape, once)
+        tape.drop(once, x)
     rows = tape.view(x, x.count)
     shared = None
     if spec.shared is not None and spec.shared_order == "first":
@@ -37,6 +41,14 @@ def mixture(tape: Tape, x: Tensor, spec: Moe, ctx: Context) -> Tensor:
         out, own = _with_shared(tape, rows, out, shared, spec, ctx), out
         tape.drop(own, shared)
     tape.drop(*routed, rows)
+    return out
+
+
+def _jittered(tape: Tape, x: Tensor) -> Tensor:
+    """`x *= noise`: in place; backward needs the noise."""
+    noise = tape.new(x.count, x.width)
+    out = tape.op(x.count, x.width, (x,), (noise,), into=x)
+    tape.drop(noise)
     return out
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from estimator.architecture.context import Context
 from estimator.architecture.expert_adapters import router_weight
 from estimator.architecture.parts import cast, operands, parameter, scale
+from estimator.architecture.sparse_mixer import sparse_mixer
 from estimator.architecture.tape import PASS, Tape, Tensor
 from estimator.spec import Moe
 
@@ -31,6 +32,8 @@ def route(tape: Tape, x: Tensor, spec: Moe, ctx: Context) -> tuple[tuple[Tensor,
         return _top_softmax_half(tape, logits, spec, ctx)
     if spec.router == "top_softmax":
         return _top_softmax(tape, logits, spec, ctx)
+    if spec.router == "sparse_mixer":
+        return sparse_mixer(tape, logits, spec, ctx)
     if spec.router == "sigmoid":
         return _sigmoid(tape, logits, spec, ctx)
     probabilities = _softmax(tape, logits, spec, ctx)

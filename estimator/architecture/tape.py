@@ -148,6 +148,7 @@ class Tape:
         scratch: tuple[int, ...] = (),
         pins: tuple[Tensor, ...] = (),
         component: str | None = None,
+        into: Tensor | None = None,
     ) -> Tensor:
         """Play one operation and return its output.
 
@@ -164,6 +165,7 @@ class Tape:
             pins: tensors that a custom function keeps on its own, out of checkpointing's sight,
                 as long as the graph lives: see `release_pins`.
             component: what the output is, where it is neither activation nor temporary.
+            into: the tensor whose storage the output takes, of an operation in place.
         """
         needs = False
         if self.recording:
@@ -178,10 +180,14 @@ class Tape:
         if stopping and not (saves_out or aux):
             self._stop(saves)
         extra = [self._allocate(size, None) for size in scratch] if scratch else ()
-        out = Tensor(count, width, needs, self._allocate(count * width, component))
+        if into is None:
+            storage: Storage | None = self._allocate(count * width, component)
+        else:
+            storage = self.alias(into).storage
+        out = Tensor(count, width, needs, storage)
         extra_outputs = [self._allocate(size, None) for size in aux] if aux else []
-        for storage in extra:
-            self._release(storage)
+        for scratch_storage in extra:
+            self._release(scratch_storage)
         kept: list[Storage] = []
         if saving and not self.discard:
             kept = [t.storage for t in saves if t.storage is not None]
@@ -227,14 +233,6 @@ class Tape:
         if needs:
             self.nodes.append(Node(outs[0], (x,), (grad,), [], (), False, False, others=outs[1:]))
         return outs
-
-    def added(self, x: Tensor, other: Tensor) -> Tensor:
-        """`x.add_(other)`: no bytes of its own; the gradient is passed to both."""
-        needs = self.recording and (x.grad or other.grad)
-        out = Tensor(x.count, x.width, needs, self.alias(x).storage)
-        if needs:
-            self.nodes.append(Node(out, (x, other), (PASS, PASS), [], (), False, False))
-        return out
 
     def backward(
         self,

@@ -92,6 +92,7 @@ PARSERS: dict[str, Callable[[ConfigReader], ModelSpec]] = {
     "deepseek_v3": deepseek.parse_deepseek_v3,
     "glm4_moe_lite": deepseek.parse_glm4_moe_lite,
     "gpt_oss": gpt_oss.parse,
+    "phimoe": moe_variants.parse_phimoe,
     "youtu": deepseek.parse_youtu,
     "solar_open": moe_shared.parse_solar_open,
     "dots1": moe_shared.parse_dots1,

@@ -68,6 +68,32 @@ def parse_minimax_m2(reader: ConfigReader) -> ModelSpec:
     return replace(spec, buffers=(4 * mixture.experts,) * len(spec.layers))
 
 
+def parse_phimoe(reader: ConfigReader) -> ModelSpec:
+    """PhimoeForCausalLM: LayerNorms, a router that samples, and noise on the experts' input."""
+    hidden = reader.size("hidden_size", default=4096)
+    mixture = Moe(
+        hidden=hidden,
+        width=reader.size("intermediate_size", default=6400),
+        experts=reader.size("num_local_experts", "num_experts", default=16),
+        active=2,
+        activation=reader.text("hidden_act", "silu"),
+        router="sparse_mixer",
+        jitter=bool(reader.fraction("input_jitter_noise", 0.0)),
+        router_name="router",
+    )
+    bias = reader.flag("attention_bias", False)
+    attention = attention_of(reader, hidden, 32, 8, qkv_bias=bias, output_bias=bias)
+    attention = replace(attention, window=reader.optional_size("sliding_window"))
+    spec = model_of(reader, hidden, 32064, [(attention, mixture)] * layer_count(reader, 32))
+    norm = Norm("layer", hidden)
+    return replace(
+        spec,
+        layers=tuple(replace(layer, input_norm=norm, post_norm=norm) for layer in spec.layers),
+        final_norm=norm,
+        head=replace(spec.head, bias=reader.flag("lm_head_bias", False)),
+    )
+
+
 def parse_granitemoeshared(reader: ConfigReader) -> ModelSpec:
     """GraniteMoeSharedForCausalLM: GraniteMoe with an expert for all tokens."""
     spec = parse_granitemoe(reader)
