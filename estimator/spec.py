@@ -44,6 +44,7 @@ class Norm:
     - `rms_fp32_scale`: scaled in fp32 by 1 + weight (Gemma);
     - `rms_scaled_before_cast`: scaled in fp32 by the weight (OLMo 2); `rms_fp32_weight` by a copy
       of it in fp32 (Helium); `rms_unweighted` without parameters (NanoChat);
+    - `rms_unnamed`: Llama's, whose fp32 product no name holds (Llama 4); `l2` without a weight;
     - `centered`: mean and variance in fp32 without a kernel of its own (Cohere);
     - `layer`: torch's LayerNorm with bias; `layer_plus_one` scales by 1 + weight (Nemotron);
     - `layer_no_bias`: without bias; `layer_fp32`: in fp32, without parameters (OLMo).
@@ -58,7 +59,7 @@ class Norm:
     @property
     def shapes(self) -> tuple[int, ...]:
         """Elements of each of its parameters."""
-        if self.kind in ("layer_fp32", "rms_unweighted"):
+        if self.kind in ("layer_fp32", "rms_unweighted", "l2"):
             return ()
         biased = self.kind in ("layer", "layer_plus_one")
         return (self.size * self.groups,) * (2 if biased else 1)
@@ -255,6 +256,8 @@ class Moe:
     shared_order: str = "last"
     """When the shared expert runs: `first`, before the router (Qwen2-MoE), `last`, after the
     experts, or `outside`, once the block has returned (Granite)."""
+    shared_flat: bool = False
+    """Whether the shared expert sees tokens as rows, [B * Q, hidden]."""
     shared_gate: Linear | None = None
     gate_style: str = "halves"
     """How the gate's and up's product is read: `halves`, or `clamped_pairs` (gpt-oss)."""
@@ -264,6 +267,8 @@ class Moe:
     """Whether training multiplies the input by noise, for the block and for its router."""
     router_name: str | None = None
     """The router's name where it is a linear of its own kind, which no adapter may wrap."""
+    every: bool = False
+    """Whether every expert computes every token, which scores then scale (Llama 4)."""
     adapter_names: tuple[str, ...] = ()
     """Module names that peft takes for the router, the gates, the ups and the downs of stacked
     experts; empty where it adapts none of them (peft/utils/transformers_weight_conversion.py)."""

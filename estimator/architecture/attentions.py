@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from estimator.architecture import alibi, fp32_scores, latent, split, xglm
+from estimator.architecture import alibi, fp32_scores, latent, llama4, split, xglm
 from estimator.architecture import attention as standard
 from estimator.architecture.context import Context
 from estimator.architecture.tape import Tape, Tensor
@@ -19,6 +19,7 @@ _RECIPES: dict[str, Callable[[Tape, Tensor, Attention, Context], tuple[Tensor, T
     "codegen": fp32_scores.codegen_attention,
     "gpt_neo": fp32_scores.gpt_neo_attention,
     "latent": latent.attention,
+    "llama4": llama4.attention,
 }
 
 

@@ -13,29 +13,29 @@ from estimator.architecture.xielu import xielu
 from estimator.spec import Mlp
 
 
-def mlp(tape: Tape, x: Tensor, spec: Mlp, ctx: Context) -> Tensor:
-    """Gated: down(act(gate(x)) * up(x)); plain: down(act(up(x)))."""
+def mlp(tape: Tape, x: Tensor, spec: Mlp, ctx: Context, viewed: bool = True) -> Tensor:
+    """Gated: down(act(gate(x)) * up(x)); plain: down(act(up(x))); `viewed` as for `linear`."""
     if spec.fused_gate:
         return _fused_gate(tape, x, spec, ctx)
     if spec.gate is None:
-        inner = linear(tape, x, spec.up, ctx)
+        inner = linear(tape, x, spec.up, ctx, viewed)
         if spec.activation == "xielu":
             hidden = xielu(tape, inner, ctx)
         else:
             hidden = activation(tape, inner, spec.activation)
         tape.drop(inner)
     else:
-        gate = linear(tape, x, spec.gate, ctx)
+        gate = linear(tape, x, spec.gate, ctx, viewed)
         activated = activation(tape, gate, spec.activation)
         tape.drop(gate)
-        up = linear(tape, x, spec.up, ctx)
+        up = linear(tape, x, spec.up, ctx, viewed)
         saves = operands(activated, up)
         hidden = tape.op(activated.count, activated.width, (activated, up), saves)
         tape.drop(activated, up)
     if spec.inner_norm is not None:
         product, hidden = hidden, norm(tape, hidden, spec.inner_norm, ctx)
         tape.drop(product)
-    out = linear(tape, hidden, spec.down, ctx)
+    out = linear(tape, hidden, spec.down, ctx, viewed)
     tape.drop(hidden)
     return out
 

@@ -6,6 +6,7 @@ Source: transformers/models/{mixtral,qwen2_moe,qwen3_moe,olmoe}/modeling_*.py.
 from __future__ import annotations
 
 from estimator.architecture.context import Context
+from estimator.architecture.dense_experts import dense_mixture
 from estimator.architecture.experts import experts
 from estimator.architecture.feed_forward import mlp
 from estimator.architecture.parts import add, linear
@@ -16,7 +17,9 @@ from estimator.spec import Mlp, Moe
 
 def feed_forward(tape: Tape, x: Tensor, spec: Mlp | Moe, ctx: Context) -> Tensor:
     """Play an MLP or a mixture of experts on `x` ([B, Q, hidden], borrowed)."""
-    return mixture(tape, x, spec, ctx) if isinstance(spec, Moe) else mlp(tape, x, spec, ctx)
+    if not isinstance(spec, Moe):
+        return mlp(tape, x, spec, ctx)
+    return (dense_mixture if spec.every else mixture)(tape, x, spec, ctx)
 
 
 def mixture(tape: Tape, x: Tensor, spec: Moe, ctx: Context) -> Tensor:
@@ -28,7 +31,7 @@ def mixture(tape: Tape, x: Tensor, spec: Moe, ctx: Context) -> Tensor:
     rows = tape.view(x, x.count)
     shared = None
     if spec.shared is not None and spec.shared_order == "first":
-        shared = mlp(tape, rows, spec.shared, ctx)
+        shared = mlp(tape, rows, spec.shared, ctx, viewed=not spec.shared_flat)
     held, scores = route(tape, rows, spec, ctx)
     out = experts(tape, rows, scores, spec, ctx)
     routed = (*held, scores)
@@ -36,7 +39,7 @@ def mixture(tape: Tape, x: Tensor, spec: Moe, ctx: Context) -> Tensor:
         tape.drop(*routed)
         routed = ()
     if spec.shared is not None and shared is None:
-        shared = mlp(tape, x, spec.shared, ctx)
+        shared = mlp(tape, x, spec.shared, ctx, viewed=not spec.shared_flat)
     if shared is not None:
         out, own = _with_shared(tape, rows, out, shared, spec, ctx), out
         tape.drop(own, shared)

@@ -24,8 +24,10 @@ def norm(tape: Tape, x: Tensor, spec: Norm | None, ctx: Context) -> Tensor:
     x32 = cast(tape, x, 4)
     variance = _mean_square(tape, x32, rows)
     rstd = tape.op(rows, 4, (variance,), saves_out=True)
-    if spec.kind == "rms_fp32_scale":
+    if spec.kind in ("rms_fp32_scale", "rms_unnamed", "l2"):
         tape.drop(variance)
+        if spec.kind != "rms_fp32_scale":
+            return _unnamed(tape, x, x32, rstd, spec, ctx)
         return _scaled_in_fp32(tape, x, x32, rstd, spec, ctx)
     # The product's gradient for rstd is a full product before it is summed.
     normed = _times_rows(tape, x32, rstd)
@@ -82,6 +84,22 @@ def _scaled_in_fp32(
     tape.drop(weight32, normed)
     out = cast(tape, scaled, x.width)
     tape.drop(scaled)
+    return out
+
+
+def _unnamed(tape: Tape, x: Tensor, x32: Tensor, rstd: Tensor, spec: Norm, ctx: Context) -> Tensor:
+    """Llama 4: the fp32 product is gone before the weight scales its cast; `l2` has no weight.
+
+    Source: transformers/models/llama4/modeling_llama4.py, `Llama4TextRMSNorm`, `Llama4TextL2Norm`.
+    """
+    normed = _times_rows(tape, x32, rstd)
+    tape.drop(rstd, x32)
+    back = cast(tape, normed, x.width)
+    tape.drop(normed)
+    if spec.kind == "l2":
+        return back
+    out = _times_weight(tape, back, parameter(spec.size, x.width, ctx.full))
+    tape.drop(back)
     return out
 
 

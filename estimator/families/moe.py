@@ -48,6 +48,7 @@ def parse_qwen2_moe(reader: ConfigReader) -> ModelSpec:
         normed=reader.flag("norm_topk_prob", False),
         shared=gated_mlp(reader, hidden, shared_width),
         shared_order="first",
+        shared_flat=True,
         shared_gate=Linear("shared_expert_gate", hidden, 1),
     )
     attention = attention_of(
