@@ -27,6 +27,8 @@ class Linear:
     """Whether it is of a class of the model's own (Falcon): the bias is added by an operation of
     its own, and transformers does not quantize it (integrations/bitsandbytes.py takes `nn.Linear`
     itself only)."""
+    fp32: bool = False
+    """Whether its weight stays in fp32, whatever the model's dtype."""
 
     @property
     def weight_count(self) -> int:
@@ -243,7 +245,8 @@ class Moe:
     - `top_softmax` over the best in fp32 (Granite), `top_softmax_half` in the model's dtype
       (gpt-oss);
     - `sigmoid` of each (MiniMax-M2), `sigmoid_groups` from the best groups (DeepSeek-V3);
-    - `sparse_mixer` (Phi-3.5-MoE).
+    - `sparse_mixer` (Phi-3.5-MoE); `corrected_softmax` chooses by scores plus a bias (ERNIE);
+      `linear_softmax` of a linear in fp32 (HunYuan).
     """
     groups: int = 1
     active_groups: int = 1
@@ -267,6 +270,12 @@ class Moe:
     """Whether training multiplies the input by noise, for the block and for its router."""
     router_name: str | None = None
     """The router's name where it is a linear of its own kind, which no adapter may wrap."""
+    router_linear: Linear | None = None
+    """The router where it is a linear like others (HunYuan)."""
+    router_fp32: bool = False
+    """Whether the router's weight stays in fp32, whatever the model's dtype."""
+    bias_frozen: bool = False
+    """Whether what corrects the scores is a parameter that never trains, and no buffer."""
     every: bool = False
     """Whether every expert computes every token, which scores then scale (Llama 4)."""
     adapter_names: tuple[str, ...] = ()
@@ -282,12 +291,19 @@ class Moe:
     def linears(self) -> tuple[Linear, ...]:
         """Its linears in the order in which they run."""
         shared = self.shared.linears if self.shared is not None else ()
-        return (*shared, *((self.shared_gate,) if self.shared_gate is not None else ()))
+        beside = (self.shared_gate, self.router_linear)
+        return (*shared, *(linear for linear in beside if linear is not None))
+
+    @property
+    def frozen(self) -> int:
+        """Elements of a parameter that never trains."""
+        return self.experts if self.bias_frozen else 0
 
     @property
     def parameters_apart(self) -> tuple[int, ...]:
         """Elements of each parameter that is no linear's."""
-        weights = tuple(self.stacked(name) for name in ("router", "gate_up", "down"))
+        names = ("router", "gate_up", "down")
+        weights = tuple(self.stacked(name) for name in names[self.router_linear is not None :])
         features = (1, self.up_features, self.hidden) if self.biased else ()
         return (*weights, *(self.experts * count for count in features))
 
@@ -302,6 +318,8 @@ class Moe:
             return ()
         router, gate, up, down = self.adapter_names
         needs = {"router": (router,), "gate_up": (gate, up), "down": (down,)}
+        if self.router_linear is not None:
+            del needs["router"]
         if targets == "all-linear":
             return tuple(needs)
         return tuple(name for name, parts in needs.items() if set(parts) <= set(targets))
@@ -424,10 +442,23 @@ class ModelSpec:
     @property
     def parameters(self) -> int:
         """Number of parameters, tied ones once."""
-        return sum(self.parameter_counts())
+        return sum(self.parameter_counts()) + sum(self.frozen_counts())
+
+    def frozen_counts(self) -> Iterator[int]:
+        """Yield the elements of each parameter that never trains; they are in fp32."""
+        for layer in self.layers:
+            if isinstance(layer.mlp, Moe) and layer.mlp.frozen:
+                yield layer.mlp.frozen
+
+    def fp32_counts(self) -> Iterator[int]:
+        """Yield the elements of each weight that trains and stays in fp32."""
+        for layer in self.layers:
+            if isinstance(layer.mlp, Moe) and layer.mlp.router_fp32:
+                yield layer.mlp.stacked("router")
+            yield from (linear.weight_count for linear in layer.linears if linear.fp32)
 
     def parameter_counts(self) -> Iterator[int]:
-        """Yield the elements of each parameter tensor, in module order, tied ones once."""
+        """Yield the elements of each parameter that may train, in module order, tied ones once."""
         yield self.vocab_size * self.hidden_size
         if self.position_rows:
             yield self.position_rows * self.hidden_size

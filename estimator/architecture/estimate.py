@@ -35,11 +35,11 @@ def estimate_architecture(case: Case) -> MemoryReport:
     highest = run.highest
     components = highest.components()
     total = items.base_count + items.adapter_count
-    trains = 0 if not case.training else (items.adapter_count if case.lora else total)
+    trains = items.adapter_count if case.lora else sum(items.base)
     return MemoryReport(
         source="architecture",
         case=asked,
-        parameters=Parameters(total=total, trainable=trains),
+        parameters=Parameters(total=total, trainable=trains if case.training else 0),
         peak=Peak(
             phase=highest.phase,
             requested_bytes=run.highest_requested,

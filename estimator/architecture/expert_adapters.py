@@ -33,7 +33,8 @@ def stacked_weight(tape: Tape, spec: Moe, name: str, ctx: Context) -> Tensor:
 
 def router_weight(tape: Tape, spec: Moe, ctx: Context) -> Tensor:
     """Return the router's weight, [experts, hidden], with its adapter added if it has one."""
-    weight = parameter(spec.stacked("router"), ctx.width, ctx.full)
+    width = 4 if spec.router_fp32 else ctx.width
+    weight = parameter(spec.stacked("router"), width, ctx.full)
     if ctx.lora is None or "router" not in spec.adapted(ctx.lora.target_modules):
         return weight
     down, up = (
@@ -43,9 +44,9 @@ def router_weight(tape: Tape, spec: Moe, ctx: Context) -> Tensor:
     product = tape.op(weight.count, ctx.adapter_width, (up, down), (up, down))
     scaled = scale(tape, product)
     tape.drop(product)
-    delta = cast(tape, scaled, ctx.width)
+    delta = cast(tape, scaled, width)
     tape.drop(scaled)
-    tape.drop(tape.new(weight.count, ctx.width))
+    tape.drop(tape.new(weight.count, width))
     folded = add(tape, delta, weight)
     tape.drop(delta)
     return folded

@@ -83,11 +83,15 @@ class Inventory:
     """Elements of a computed table of positions."""
     table_cast: bool = False
     """Whether that table is loaded in fp32, and cast by the first forward pass."""
+    fp32: tuple[int, ...] = ()
+    """Elements of each of the base's tensors that stays in fp32."""
+    frozen: tuple[int, ...] = ()
+    """Elements of each tensor that never trains, in fp32."""
 
     @property
     def base_count(self) -> int:
         """Parameters of the base."""
-        return sum(self.base)
+        return sum(self.base) + sum(self.frozen)
 
     @property
     def adapter_count(self) -> int:
@@ -121,7 +125,21 @@ def inventory(spec: ModelSpec, lora: Lora | None) -> Inventory:
         caches,
         spec.fixed_positions * spec.hidden_size,
         spec.fixed_positions_cast,
+        tuple(spec.fp32_counts()),
+        tuple(spec.frozen_counts()),
     )
+
+
+@lru_cache(maxsize=64)
+def elements(items: Inventory, width: int) -> tuple[int, ...]:
+    """Return the base's tensors as elements of `width` bytes: one in fp32 counts as several."""
+    wide = Counter(items.fp32)
+    counts = []
+    for count in items.base:
+        known = wide[count] > 0
+        wide[count] -= known
+        counts.append(count * 4 // width if known else count)
+    return tuple(counts)
 
 
 def adapter_tensors(layer: Layer, lora: Lora) -> Iterator[int]:
@@ -149,13 +167,14 @@ def position_table(case: Case, items: Inventory, loaded: bool) -> Held:
 
 def weights(case: Case, items: Inventory) -> Held:
     """Return the bytes of all parameters and buffers as loaded."""
-    apart = held(items.adapters, 4) + held(items.buffers_bytes, 1)
+    apart = held(items.adapters, 4) + held(items.buffers_bytes, 1) + held(items.frozen, 4)
     if items.table:
         apart += position_table(case, items, loaded=not case.training)
     if stack_of(case).rotary_caches:
         apart += held(items.rotary_caches, WIDTHS[case.dtype], copies=2)
     if case.quantization is None:
-        return held(items.base, WIDTHS[case.dtype]) + apart
+        width = WIDTHS[case.dtype]
+        return held(elements(items, width), width) + apart
     width = 4 if prepared(case) else WIDTHS[case.dtype]
     return _quantized_weights(items, case.quantization, case.double_quantization, width) + apart
 
@@ -165,10 +184,10 @@ def _quantized_weights(
     items: Inventory, quantization: str, double_quantization: bool, width: int
 ) -> Held:
     """Quantized linears block by block; the rest in `width` bytes: as loaded, fp32 if prepared."""
-    rest = Counter(items.base)
+    rest = Counter(elements(items, width))
     sizes: list[int] = []
     for linear in items.quantizable:
-        rest[linear.weight_count] -= 1
+        rest[linear.weight_count * (4 // width if linear.fp32 else 1)] -= 1
         sizes += quantized_blocks(linear, quantization, double_quantization)
     if double_quantization:
         # The table of 256 values by which scales are quantized, one for all.
@@ -180,4 +199,5 @@ def trainable(case: Case, items: Inventory) -> tuple[tuple[int, ...], int]:
     """Return the tensors that train, and the bytes of an element of theirs."""
     if case.method == "lora":
         return items.adapters, 4
-    return items.base, WIDTHS[case.dtype]
+    width = WIDTHS[case.dtype]
+    return elements(items, width), width

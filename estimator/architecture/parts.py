@@ -105,7 +105,9 @@ def linear(tape: Tape, x: Tensor, spec: Linear, ctx: Context, viewed: bool = Tru
 
 def _product(tape: Tape, x: Tensor, spec: Linear, ctx: Context, rows: int, viewed: bool) -> Tensor:
     read = product_input(tape, x, ctx)
-    weight = half_weight(tape, parameter(spec.weight_count, ctx.width, ctx.full), ctx)
+    weight = half_weight(
+        tape, parameter(spec.weight_count, 4 if spec.fp32 else ctx.width, ctx.full), ctx
+    )
     inputs: tuple[Tensor, ...] = (weight, read)
     if spec.bias and not spec.own_class:
         bias = half_weight(tape, parameter(spec.outputs, ctx.width, ctx.full), ctx)

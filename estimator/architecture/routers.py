@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from estimator.architecture.context import Context
 from estimator.architecture.expert_adapters import router_weight
-from estimator.architecture.parts import cast, operands, parameter, scale
+from estimator.architecture.parts import cast, linear, operands, parameter, scale
 from estimator.architecture.sparse_mixer import sparse_mixer
 from estimator.architecture.tape import PASS, Tape, Tensor
 from estimator.spec import Moe
@@ -20,6 +20,8 @@ def route(tape: Tape, x: Tensor, spec: Moe, ctx: Context) -> tuple[tuple[Tensor,
         what the block still holds (logits, [T, experts], and indices, [T, k] int64), and the
         scores, [T, k].
     """
+    if spec.router_linear is not None:
+        return _linear_softmax(tape, x, spec, ctx)
     weight = router_weight(tape, spec, ctx)
     if spec.router in _FP32_ROUTERS:
         return _FP32_ROUTERS[spec.router](tape, x, weight, spec, ctx)
@@ -161,6 +163,54 @@ def _softmax_fp32(
     return (logits, indices), scaled
 
 
+def _corrected_softmax(
+    tape: Tape, x: Tensor, weight: Tensor, spec: Moe, ctx: Context
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Softmax scores in fp32, chosen by their sum with a bias and divided by their clamped sum.
+
+    Source: transformers/models/ernie4_5_moe/modeling_ernie4_5_moe.py, `Ernie4_5_MoeTopKRouter`.
+    """
+    T, E, pairs = ctx.tokens, spec.experts, ctx.tokens * spec.active
+    logits = _logits_fp32(tape, x, weight, spec, ctx)
+    scores = tape.op(T * E, 4, (logits,), saves_out=True)
+    corrected = tape.new(T * E, 4)
+    best, indices = tape.new(pairs, 4), tape.new(pairs, 8)
+    tape.drop(corrected)
+    chosen = tape.op(pairs, 4, (scores,), (indices,), grads=(scores.size,))
+    tape.drop(scores)
+    total = tape.op(T, 4, (chosen,), grads=(PASS,))
+    clamped = tape.op(T, 4, (total,), (total,), temporaries=(T,))
+    tape.drop(total)
+    share = tape.op(pairs, 4, (clamped, chosen), (chosen, clamped), temporaries=(4 * pairs,) * 2)
+    tape.drop(chosen, clamped)
+    out = cast(tape, share, ctx.width)
+    tape.drop(share, best)
+    return (logits, indices), out
+
+
+def _linear_softmax(
+    tape: Tape, x: Tensor, spec: Moe, ctx: Context
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The best of a softmax, of a linear in fp32 unless it is quantized.
+
+    Source: transformers/models/hunyuan_v1_moe/modeling_hunyuan_v1_moe.py, `HunYuanMoEV1Gate`.
+    """
+    assert spec.router_linear is not None
+    pairs = ctx.tokens * spec.active
+    given = tape.alias(x) if ctx.quantization else cast(tape, x, 4)
+    logits = linear(tape, given, spec.router_linear, ctx, viewed=False)
+    wide = cast(tape, logits, 4)
+    scores = tape.op(logits.count, 4, (wide,), saves_out=True)
+    tape.drop(wide)
+    indices = tape.new(pairs, 8)
+    values = tape.op(pairs, 4, (scores,), (indices,), grads=(scores.size,))
+    tape.drop(scores)
+    shares = _normed(tape, values, ctx)
+    out = cast(tape, shares, logits.width)
+    tape.drop(shares, given)
+    return (logits, indices), out
+
+
 def _sigmoid_groups(
     tape: Tape, x: Tensor, weight: Tensor, spec: Moe, ctx: Context
 ) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -192,6 +242,7 @@ def _sigmoid_groups(
 
 
 _FP32_ROUTERS = {
+    "corrected_softmax": _corrected_softmax,
     "sigmoid_groups": _sigmoid_groups,
     "softmax_fp32": _softmax_fp32,
     "softmax_groups": _softmax_fp32,

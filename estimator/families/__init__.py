@@ -95,6 +95,8 @@ PARSERS: dict[str, Callable[[ConfigReader], ModelSpec]] = {
     "gpt_oss": gpt_oss.parse,
     "phimoe": moe_variants.parse_phimoe,
     "llama4_text": llama4.parse,
+    "ernie4_5_moe": moe_variants.parse_ernie4_5_moe,
+    "hunyuan_v1_moe": moe_variants.parse_hunyuan_v1_moe,
     "youtu": deepseek.parse_youtu,
     "solar_open": moe_shared.parse_solar_open,
     "dots1": moe_shared.parse_dots1,

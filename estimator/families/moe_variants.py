@@ -11,6 +11,7 @@ from estimator.families.moe import (
     MIXTRAL_NAMES,
     QWEN_NAMES,
     attention_of,
+    gated_mlp,
     layer_count,
     model_of,
     parse_granitemoe,
@@ -92,6 +93,76 @@ def parse_phimoe(reader: ConfigReader) -> ModelSpec:
         final_norm=norm,
         head=replace(spec.head, bias=reader.flag("lm_head_bias", False)),
     )
+
+
+def parse_ernie4_5_moe(reader: ConfigReader) -> ModelSpec:
+    """Ernie4_5_MoeForCausalLM: rotation in fp32, a router in fp32, mixtures in some layers."""
+    hidden = reader.size("hidden_size", default=2560)
+    bias = reader.flag("use_bias", False)
+    width = reader.size("moe_intermediate_size", default=1536)
+    shared = reader.count("moe_num_shared_experts", 2)
+    mixture = Moe(
+        hidden=hidden,
+        width=width,
+        experts=reader.size("moe_num_experts", "num_experts", default=64),
+        active=reader.size("moe_k", "num_experts_per_tok", default=6),
+        activation=reader.text("hidden_act", "silu"),
+        router="corrected_softmax",
+        router_fp32=True,
+        bias_frozen=True,
+        shared=gated_mlp(reader, hidden, width * shared, bias, False) if shared else None,
+        shared_order="first",
+        shared_flat=True,
+        adapter_names=QWEN_NAMES,
+    )
+    attention = attention_of(reader, hidden, 20, 4, qkv_bias=bias, output_bias=bias)
+    attention = replace(attention, dropout=0.0, rotary_style="fp32_repeated")
+    size = reader.size("intermediate_size", default=12288)
+    dense = gated_mlp(reader, hidden, size, bias, adaptable=False)
+    mixed = _ernie_mixtures(reader, layer_count(reader, 28))
+    blocks: list[tuple[Attention, Mlp | Moe]] = [
+        (attention, mixture if is_mixed else dense) for is_mixed in mixed
+    ]
+    spec = model_of(reader, hidden, 103424, blocks)
+    return replace(
+        spec,
+        tied=reader.flag("tie_word_embeddings", True),
+        head=replace(spec.head, bias=bias),
+    )
+
+
+def _ernie_mixtures(reader: ConfigReader, count: int) -> list[bool]:
+    """Each `moe_layer_interval`-th layer from `moe_layer_start_index` to `moe_layer_end_index`."""
+    start = reader.count("moe_layer_start_index", 1)
+    end = reader.config.get("moe_layer_end_index", -1)
+    last = count - 1 if end == -1 else reader.count("moe_layer_end_index", 0)
+    step = reader.size("moe_layer_interval", default=1)
+    return [(index + 1) % step == 0 and start <= index <= last for index in range(count)]
+
+
+def parse_hunyuan_v1_moe(reader: ConfigReader) -> ModelSpec:
+    """HunYuanMoEV1ForCausalLM: norms behind the rotation, a linear in fp32 as router."""
+    hidden = reader.size("hidden_size", default=4096)
+    width = reader.size("intermediate_size", default=11008)
+    experts = reader.size("num_experts", "num_local_experts", default=1)
+    mixture = Moe(
+        hidden=hidden,
+        width=width,
+        experts=experts,
+        active=reader.size("moe_topk", "num_experts_per_tok", default=1),
+        activation=reader.text("hidden_act", "silu"),
+        router="linear_softmax",
+        router_linear=Linear("wg", hidden, experts, fp32=True),
+        normed=True,
+        shared=gated_mlp(reader, hidden, width, adaptable=False),
+        shared_order="first",
+        adapter_names=QWEN_NAMES,
+    )
+    bias = reader.flag("attention_bias", False)
+    attention = attention_of(reader, hidden, 32, None, qkv_bias=bias, output_bias=bias)
+    attention = replace(attention, qk_norm=Norm("rms", attention.head_dim), norm_after_rotary=True)
+    layers: list[tuple[Attention, Mlp | Moe]] = [(attention, mixture)] * layer_count(reader, 32)
+    return model_of(reader, hidden, 290943, layers)
 
 
 def parse_granitemoeshared(reader: ConfigReader) -> ModelSpec:

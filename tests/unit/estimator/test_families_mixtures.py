@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from estimator import Case, estimate
+from estimator.architecture.inventory import inventory, weights
 from estimator.catalogue import entries
 from estimator.config_source import load_config
 from estimator.errors import CaseError, ModelError, UnsupportedError
@@ -17,10 +18,15 @@ TYPES = (
     "deepseek_v2",
     "deepseek_v3",
     "dots1",
+    "ernie4_5_moe",
     "exaone_moe",
     "flex_olmo",
     "glm4_moe_lite",
+    "gpt_oss",
+    "hunyuan_v1_moe",
+    "llama4_text",
     "minimax_m2",
+    "phimoe",
     "youtu",
 )
 MODELS = [entry for entry in entries() if entry.model_type in TYPES]
@@ -63,11 +69,15 @@ def test_parameters_are_the_catalogues(entry: Any) -> None:
     ("model_type", "parameters"),
     [
         ("deepseek_v3", 671_026_404_352),
+        ("ernie4_5_moe", 21_825_437_888),
         ("exaone_moe", 28_550_639_616),
         ("flex_olmo", 33_270_665_216),
         ("glm4_moe_lite", 29_943_390_976),
+        ("gpt_oss", 116_829_156_672),
         ("granitemoeshared", 37_039_116_288),
+        ("llama4_text", 107_769_861_120),
         ("minimax_m2", 228_689_748_992),
+        ("phimoe", 41_872_793_600),
         ("solar_open", 102_651_793_408),
         ("youtu", 1_961_560_064),
     ],
@@ -161,6 +171,63 @@ def test_dropout_on_stacked_experts_is_refused() -> None:
     assert estimate(Case.from_dict({**fields, "lora": beside})).peak.requested_bytes
     with pytest.raises(CaseError, match=r"lora_dropout is 0\.1.*stacked experts"):
         estimate(Case.from_dict({**fields, "lora": {"lora_dropout": 0.1}}))
+
+
+def test_adapters_on_routers_of_their_own_kind_are_refused() -> None:
+    config = {**LATENT, "model_type": "llama4_text", "num_local_experts": 4}
+    fields = {"model": config, "task": "training", "method": "lora"}
+    with pytest.raises(CaseError, match="router"):
+        estimate(Case.from_dict(fields))
+    beside = {"target_modules": ["q_proj"]}
+    assert estimate(Case.from_dict({**fields, "lora": beside})).parameters.trainable
+
+
+def test_gpt_oss_is_eager_and_says_so() -> None:
+    config = {**LATENT, "model_type": "gpt_oss", "num_local_experts": 4}
+    report = estimate(Case.from_dict({"model": config}))
+    assert any("eager" in line for line in report.assumptions)
+    with pytest.raises(UnsupportedError, match="flash_attention_2"):
+        estimate(Case.from_dict({"model": config, "attention": "flash_attention_2"}))
+
+
+def test_sinks_and_biases_are_parameters() -> None:
+    spec = spec_of({**LATENT, "model_type": "gpt_oss", "num_local_experts": 4})
+    layer = spec.layers[0]
+    assert layer.attention.parameters_apart == (4,)
+    assert layer.mlp.parameters_apart[3:] == (4, 4 * 2 * 512, 4 * 256)
+
+
+def test_what_corrects_scores_is_a_parameter_that_never_trains() -> None:
+    config = {**LATENT, "model_type": "ernie4_5_moe", "moe_num_experts": 8}
+    report = estimate(Case.from_dict({"model": config, "task": "training"}))
+    assert report.parameters.total - report.parameters.trainable == 2 * 8
+
+
+def test_a_router_in_fp32_takes_twice_the_bytes() -> None:
+    config = {**LATENT, "model_type": "ernie4_5_moe", "moe_num_experts": 8}
+    case = Case.from_dict({"model": config, "sequence_length": 1, "max_new_tokens": 1})
+    spec = parse_spec(load_config(config))
+    items = inventory(spec, None)
+    beside = 2 * 2 * (8 * 256) + 2 * 4 * 8
+    buffers = sum(items.buffers_bytes)
+    assert weights(case, items).requested_bytes == 2 * sum(items.base) + beside + buffers
+
+
+def test_mixtures_by_start_end_and_interval() -> None:
+    config = {**LATENT, "model_type": "ernie4_5_moe", "num_hidden_layers": 6}
+    spec = spec_of(config, moe_layer_start_index=2, moe_layer_end_index=4)
+    mixed = [isinstance(layer.mlp, Moe) for layer in spec.layers]
+    assert mixed == [False, False, True, True, True, False]
+
+
+def test_chunked_layers_rotate_and_others_scale_their_queries() -> None:
+    config = {**LATENT, "model_type": "llama4_text", "num_hidden_layers": 4}
+    attentions = [layer.attention for layer in spec_of(config).layers]
+    assert [attention.window for attention in attentions] == [8192] * 3 + [None]
+    assert [attention.rotary for attention in attentions] == [True] * 3 + [False]
+    assert [attention.query_scaled for attention in attentions] == [False] * 3 + [True]
+    with pytest.raises(ModelError, match="layer_types"):
+        spec_of(config, layer_types=["sliding_attention"] * 4)
 
 
 def test_jitter_has_no_formula() -> None:
