@@ -98,6 +98,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 4,
         "num_local_experts": 4,
         "head_dim": 32,
+        "intermediate_size": 1024,
         "intermediate_size_mlp": 512,
         "interleave_moe_layer_step": 2,
         "attention_chunk_size": 256,
