@@ -23,12 +23,14 @@ class TraceFiles:
     timeline: str | None
     picture: str | None
     snapshot: str | None
+    beside: str | None = None
 
     def check(self) -> None:
         """Check that the files can be written, which takes no time; a trace takes seconds.
 
         Raises:
-            CaseError: a folder is missing, or a picture's format unknown.
+            CaseError: a folder is missing, a picture's format unknown, or none asked for.
+            RecordError: what is to be drawn beside it is no snapshot.
             EnvironmentUnavailable: matplotlib is not installed.
         """
         for flag, name in (
@@ -39,6 +41,8 @@ class TraceFiles:
             if name is not None:
                 _check_path(flag, name)
         if self.picture is None:
+            if self.beside is not None:
+                raise CaseError("--beside is drawn below the traced run: give --picture too")
             return
         if _format(self.picture) not in PICTURE_FORMATS:
             endings = show_choices(f".{ending}" for ending in PICTURE_FORMATS)
@@ -48,9 +52,14 @@ class TraceFiles:
                 "--picture needs matplotlib, not installed here: pip install 'gpumem[report]' "
                 "(--timeline and --snapshot work without)"
             )
+        if self.beside is not None:
+            from profiler.history import read_history
+
+            read_history(Path(self.beside))
 
     def write(self, trace: Trace) -> None:
         """Write what was asked for."""
+        from profiler.history import read_history
         from profiler.trace.picture import draw
         from profiler.trace.snapshot import pickled_snapshot
         from profiler.trace.story import tell
@@ -60,7 +69,8 @@ class TraceFiles:
             if self.timeline is not None:
                 Path(self.timeline).write_text(json.dumps(story.to_dict()) + "\n", encoding="utf-8")
             if self.picture is not None:
-                Path(self.picture).write_bytes(draw(story, _format(self.picture)))
+                beside = None if self.beside is None else read_history(Path(self.beside))
+                Path(self.picture).write_bytes(draw(story, _format(self.picture), beside))
         if self.snapshot is not None:
             data = pickled_snapshot(trace.timeline, trace.expandable)
             Path(self.snapshot).write_bytes(data)

@@ -94,6 +94,10 @@ class Counters(Protocol):
         """Note every allocation and free from here on, with its stack."""
         ...
 
+    def mark(self, name: str) -> None:
+        """Name what is allocated from here on in the history, if one is recorded."""
+        ...
+
     def write_history(self, path: Path) -> None:
         """Write what `record_history` noted, as a snapshot for pytorch.org/memory_viz."""
         ...
@@ -106,6 +110,7 @@ class CudaCounters:
         # Before our own context exists: what is in use now is not ours.
         self._before = read_device()
         self._shortage: Shortage | None = None
+        self._recording = False
 
     @property
     def shortage(self) -> Shortage | None:
@@ -200,6 +205,17 @@ class CudaCounters:
         import torch
 
         torch.cuda.memory._record_memory_history(max_entries=_HISTORY_ENTRIES, stacks="python")
+        self._recording = True
+
+    def mark(self, name: str) -> None:
+        """Name what is allocated from here on in the history, if one is recorded."""
+        if self._recording:
+            import torch
+
+            # A private name of recent torch: without it the history has no phases.
+            set_metadata = getattr(torch.cuda.memory, "_set_memory_metadata", None)
+            if set_metadata is not None:
+                set_metadata(name)
 
     def write_history(self, path: Path) -> None:
         """Write what `record_history` noted, as a snapshot for pytorch.org/memory_viz."""
@@ -207,6 +223,7 @@ class CudaCounters:
 
         torch.cuda.memory._dump_snapshot(str(path))
         torch.cuda.memory._record_memory_history(enabled=None)
+        self._recording = False
 
     def _note_shortage(self, device: int, asked: int, total: int, free: int) -> None:
         self._shortage = Shortage(asked_bytes=asked, total_bytes=total, free_bytes=free)

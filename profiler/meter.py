@@ -26,6 +26,7 @@ class PhaseMeter:
         self.current = "load"
         self._counters = counters
         self._first_step = first_step
+        self._step = 0
         self._on_end = on_end
         self._measuring = True
         self._start: Counts | None = NOT_STARTED
@@ -39,6 +40,7 @@ class PhaseMeter:
     def step(self, index: int) -> None:
         """A training step, or the run's only generate, begins."""
         self.finish()
+        self._step = index
         self._measuring = index >= self._first_step
 
     def phase(self, name: str) -> None:
@@ -47,6 +49,7 @@ class PhaseMeter:
             return
         reading = self.finish()
         self.current = name
+        self._counters.mark(f"{name} of step {self._step + 1}")
         self._counters.reset_peaks()
         self._start = reading.current
 

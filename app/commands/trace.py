@@ -34,7 +34,7 @@ SCRATCH_TERMS = (
 )
 """As in profiler.trace.scratch, which needs torch: a test keeps them equal."""
 
-_ONE_CASE = ("timeline", "picture", "snapshot", "capacity_mib")
+_ONE_CASE = ("timeline", "picture", "snapshot", "beside", "capacity_mib")
 """Options that make no sense for many cases."""
 
 
@@ -43,6 +43,9 @@ _ONE_CASE = ("timeline", "picture", "snapshot", "capacity_mib")
 @click.option("--timeline", metavar="FILE", help="Write bytes alive over the run there, as JSON.")
 @click.option("--picture", metavar="FILE", help="Draw them: .png or .svg.")
 @click.option("--snapshot", metavar="FILE", help="Write them for pytorch.org/memory_viz.")
+@click.option(
+    "--beside", metavar="FILE", help="Draw a measured run's snapshot below the traced one."
+)
 @click.option(
     "--capacity-mib",
     type=click.IntRange(1, _MAX_CAPACITY_MIB),
@@ -81,7 +84,9 @@ def trace(ctx: click.Context, /, **options: Any) -> None:
             raise click.UsageError(f"{flag} is for one case, not for --cases", ctx)
         answer(ctx, lambda case: _trace(case, settings).report, options)
         return
-    files = TraceFiles(options["timeline"], options["picture"], options["snapshot"])
+    files = TraceFiles(
+        options["timeline"], options["picture"], options["snapshot"], options["beside"]
+    )
     files.check()
     case = read_case(options)
     if options["check"] and case.gpu is None and options["capacity_mib"] is None:

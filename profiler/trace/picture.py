@@ -12,6 +12,8 @@ from typing import Any
 
 from estimator.case import Case
 from estimator.units import GB, GIB, format_both
+from profiler.history import History
+from profiler.trace.beside import draw_history
 from profiler.trace.story import Story, place
 from profiler.trace.timeline import LOAD
 
@@ -38,11 +40,12 @@ _LINE_SHARE = 0.017
 its letters stands upright, that of one too narrow for a line is left out."""
 
 
-def draw(story: Story, format: str) -> bytes:
+def draw(story: Story, format: str, beside: History | None = None) -> bytes:
     """Return the picture's bytes.
 
     Args:
         format: one of `FORMATS`.
+        beside: a measured run's history, drawn below on the same scale of bytes.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -50,8 +53,9 @@ def draw(story: Story, format: str) -> bytes:
     # Same story, same bytes.
     settings = {"svg.hashsalt": "gpumem", "svg.fonttype": "none", "font.size": 9}
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(_WIDTH_INCHES, _HEIGHT_INCHES), dpi=_DPI, layout="constrained")
-        axes = figure.add_subplot()
+        height = _HEIGHT_INCHES if beside is None else _HEIGHT_INCHES * 1.7
+        figure = Figure(figsize=(_WIDTH_INCHES, height), dpi=_DPI, layout="constrained")
+        axes = figure.add_subplot(1 if beside is None else 2, 1, 1)
         _draw_components(axes, story)
         _draw_phases(axes, story)
         _draw_peak(axes, story)
@@ -59,6 +63,11 @@ def draw(story: Story, format: str) -> bytes:
         axes.set_title(
             f"{label}: traced, not measured\npeak in {story.peak.instant}", loc="left", fontsize=10
         )
+        if beside is not None:
+            below = figure.add_subplot(2, 1, 2, sharey=axes)
+            draw_history(below, beside)
+            highest = max(*beside.reserved_bytes, *story.points.reserved_bytes) / GB
+            axes.set_ylim(0, max(highest, 1e-3) * _ROOM_ABOVE)
         out = BytesIO()
         metadata = {"Date": None} if format == "svg" else {"Software": None}
         figure.savefig(out, format=format, metadata=metadata)

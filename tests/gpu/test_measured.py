@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from estimator.case import Case
 from profiler.environment import cuda_problem
-from profiler.record import Record
+from profiler.history import read_history
+from profiler.record import TRAINER_LOOP, Record
 from profiler.repeats import run_repeats
+from profiler.requests import HowToRun
 from profiler.workers import Worker
 
 pytestmark = [
@@ -138,3 +142,61 @@ def test_out_of_memory_is_a_result() -> None:
     assert record.oom.asked_bytes > record.oom.free_bytes
     assert record.error is not None
     assert "out of GPU memory" in record.error.message
+
+
+@pytest.mark.parametrize("name", ["full-bf16-fused", "full-checkpointing", "lora-bf16"])
+def test_the_own_loop_agrees_with_transformers_trainer(name: str) -> None:
+    own = measure(name)
+    with Worker("cuda", 300) as worker:
+        trainer = worker.run(Case.from_dict(CASES[name]), how=HowToRun(loop=TRAINER_LOOP))
+    assert trainer.status == "ok", trainer.error
+    assert trainer.loop == "trainer"
+    assert own.peak is not None
+    assert trainer.peak is not None
+    assert own.peak.allocated_bytes == pytest.approx(trainer.peak.allocated_bytes, rel=0.01)
+    assert own.peak.requested_bytes == pytest.approx(trainer.peak.requested_bytes, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["inference-bf16", "full-bf16-fused"])
+def test_the_history_holds_the_measured_peak_and_the_phases(name: str, tmp_path: Path) -> None:
+    case = Case.from_dict(CASES[name])
+    target = tmp_path / "history.pickle"
+    with Worker("cuda", 300) as worker:
+        record = worker.run(case, how=HowToRun(snapshot=target))
+    assert record.status == "ok", record.error
+    assert record.peak is not None
+    # Recording is done on the host, and changes nothing.
+    measured = measure(name).peak
+    assert measured is not None
+    assert record.peak == measured
+    history = read_history(target)
+    requested = record.peak.requested_bytes
+    assert requested is not None
+    # Blocks are rounded up to 512 B in the history, and step 1 is in it.
+    assert requested <= max(history.allocated_bytes) <= 1.02 * record.peak.allocated_bytes
+    assert max(history.reserved_bytes) >= (record.peak.reserved_bytes or 0)
+    marked = {mark.name.partition(" of ")[0] for mark in history.marks}
+    assert marked >= {phase.name for phase in record.phases} - {"load"}
+
+
+def test_a_shared_card_changes_nothing_but_the_device_counter() -> None:
+    alone = measure("full-bf16-fused")
+    assert alone.peak is not None
+    share_bytes = 2 * (alone.peak.reserved_bytes or 0)
+    with Worker("cuda", 300) as worker:
+        shared = worker.run(
+            Case.from_dict(CASES["full-bf16-fused"]), how=HowToRun(share_bytes=share_bytes)
+        )
+    assert shared.peak is not None
+    assert shared.peak == replace(alone.peak, device_bytes=None)
+    assert shared.measurement is not None
+    assert (shared.measurement.share_bytes, shared.measurement.context_bytes) == (share_bytes, None)
+
+
+def test_an_allocator_that_is_held_to_its_share_runs_out_of_it() -> None:
+    weights = measure("full-bf16-fused").components
+    assert weights is not None
+    how = HowToRun(share_bytes=2 * weights.weights_bytes)
+    with Worker("cuda", 300) as worker:
+        record = worker.run(Case.from_dict(CASES["full-bf16-fused"]), how=how)
+    assert record.status == "oom"

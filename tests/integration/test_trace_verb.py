@@ -75,6 +75,19 @@ def test_everything_at_once(model: str, tmp_path: Path) -> None:
     reserved = sum(segment["total_size"] for segment in snapshot["segments"])
     assert reserved == peak["reserved_bytes"]
 
+    for event in snapshot["device_traces"][0]:
+        event["frames"] = []
+    (tmp_path / "as_measured.pickle").write_bytes(pickle.dumps(snapshot))
+    beside = ["--picture", "both.png", "--beside", "as_measured.pickle"]
+    done = gpumem("-q", "trace", model, *flags, *beside, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    alone, both = ((tmp_path / name).read_bytes() for name in ("p.png", "both.png"))
+    assert _height(both) > 1.5 * _height(alone)
+
+
+def _height(png: bytes) -> int:
+    return int.from_bytes(png[20:24], "big")
+
 
 def test_the_largest_storages_and_a_card_in_words(model: str) -> None:
     done = gpumem(
@@ -95,6 +108,8 @@ def test_the_largest_storages_and_a_card_in_words(model: str) -> None:
         (["gpt2", "--picture", "a"], "must end in .png or .svg"),
         (["gpt2", "--timeline", "/nonesuch/a.json"], "there is no folder '/nonesuch'"),
         (["gpt2", "--snapshot", "/"], "which is a folder"),
+        (["gpt2", "--beside", "a.pickle"], "--beside is drawn below the traced run"),
+        (["gpt2", "--picture", "a.png", "--beside", "/nonesuch"], "snapshot '/nonesuch' cannot be"),
         (["gpt2", "--check"], "--check needs a card: give --gpu or --capacity-mib"),
         (["gpt2", "--capacity-mib", "0"], "0 is not in the range"),
         (["--cases", "-", "--timeline", "a.json"], "--timeline is for one case, not for --cases"),

@@ -128,9 +128,15 @@ def test_the_history_is_recorded_and_written(
     monkeypatch.setattr(
         torch.cuda.memory, "_dump_snapshot", lambda name: Path(name).write_text("snapshot")
     )
+    marks: list[str] = []
+    monkeypatch.setattr(torch.cuda.memory, "_set_memory_metadata", marks.append)
     counters = counters_of(monkeypatch, None)
+    counters.mark("nobody listens yet")
     counters.record_history()
+    counters.mark("forward of step 1")
     counters.write_history(tmp_path / "history.pickle")
+    counters.mark("nobody listens any more")
+    assert marks == ["forward of step 1"]
     assert (tmp_path / "history.pickle").read_text() == "snapshot"
     assert asked[0]["stacks"] == "python"
     assert asked[-1] == {"enabled": None}

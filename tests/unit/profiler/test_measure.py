@@ -71,6 +71,7 @@ class FakeCounters:
     def __init__(self, fail_at: int | None = None, message: str = "", alone: bool = True) -> None:
         self.live = LiveBytes()
         self.calls: list[str] = []
+        self.marks: list[str] = []
         self.shortage: Shortage | None = None
         self.retries = 0
         self._alone = alone
@@ -107,6 +108,9 @@ class FakeCounters:
 
     def record_history(self) -> None:
         self.calls.append("record")
+
+    def mark(self, name: str) -> None:
+        self.marks.append(name)
 
     def write_history(self, path: Path) -> None:
         path.write_text("history")

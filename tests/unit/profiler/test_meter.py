@@ -20,6 +20,7 @@ class Scripted:
 
     def __init__(self) -> None:
         self.current = self.peak = 0
+        self.marks: list[str] = []
 
     def go(self, *sizes: int) -> None:
         self.peak = max(self.peak, *sizes)
@@ -42,6 +43,11 @@ class Scripted:
         return 0
 
     def record_history(self) -> None: ...
+
+    def mark(self, name: str) -> None:
+        self.marks.append(name)
+
+    def limit(self, size_bytes: int) -> None: ...
 
     def write_history(self, path: Path) -> None: ...
 
