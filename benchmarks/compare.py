@@ -7,10 +7,11 @@ figure where estimates are judged, BASE's where two sets of records are.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from benchmarks.error_summary import ErrorSummary, summarize
+from benchmarks.judged import Judged, case_keys, judge_report
 from benchmarks.sides import Side, SideCase
 from benchmarks.store import Problem
 from estimator import estimate
@@ -23,15 +24,19 @@ from profiler.environment import LIBRARIES, Environment
 ESTIMATES = ("architecture", "article")
 """The sets of formulas that are held against records, the one that `estimate` uses first."""
 
+PREDICTIONS = (*ESTIMATES, "trace")
+"""What is held against measurements; the trace only where it is asked for."""
+
 COUNTERS = ("peak_requested", "peak_allocated", "peak_reserved")
 
-WORDS = {"trace": "traced", "cuda": "measured"}
+WORDS = {"trace": "traced", "cuda": "measured", "published": "measured by others"}
 """What people are told: a trace is a simulation and is never called measured."""
 
 _MACHINE = ("gpu", "allocator", "cublas_workspace")
 """What must be equal even where library versions may differ."""
 
 Estimator = Callable[[Case, str], MemoryReport]
+Tracer = Callable[[Case], MemoryReport]
 
 
 class CompareError(GpumemError):
@@ -50,6 +55,8 @@ class Row:
     reference: MemoryReport
     compared: dict[str, MemoryReport]
     flags: tuple[str, ...] = ()
+    keys: Mapping[str, str] = field(default_factory=dict)
+    """What it is grouped by beside its case: a published row's source and tier."""
 
     def error(self, name: str) -> float:
         """Return the relative error of peak allocated bytes: plus is above the reference."""
@@ -68,6 +75,22 @@ class LeftOut:
 
 
 @dataclass(frozen=True, slots=True)
+class RanOut:
+    """A run that is known to have needed more than its card has: one-sided evidence.
+
+    `predicted` are the peaks of allocated bytes by predictor, `capacity_bytes` the whole card.
+    """
+
+    label: str
+    capacity_bytes: int
+    predicted: dict[str, int]
+
+    def said_to_fit(self, name: str) -> bool:
+        """Whether a predictor's peak is below what the card has: the answer that was wrong."""
+        return self.predicted[name] <= self.capacity_bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """Everything a table, a report or a threshold needs; holds no paths and opens no files.
 
@@ -82,6 +105,9 @@ class Comparison:
     problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
     environments: dict[str, Environment] = field(default_factory=dict)
+    further: tuple[Judged, ...] = ()
+    """Figures that are no peak of allocated bytes, for tables that ask for them."""
+    ran_out: tuple[RanOut, ...] = ()
 
     @property
     def judged(self) -> str:
@@ -91,7 +117,7 @@ class Comparison:
     @property
     def names(self) -> tuple[str, ...]:
         """The names that any row has something under, in the order to show them."""
-        order = (*ESTIMATES, "new")
+        order = (*PREDICTIONS, "new")
         return tuple(name for name in order if any(name in row.compared for row in self.rows))
 
     @property
@@ -103,6 +129,33 @@ class Comparison:
         )
 
 
+def all_judged(comparison: Comparison) -> Iterator[Judged]:
+    """Yield every figure of a comparison that can be judged, with what it is grouped by."""
+    for row in comparison.rows:
+        keys = {**case_keys(row.reference.case), **row.keys}
+        for name, report in row.compared.items():
+            yield from judge_report(name, row.label, report, row.reference, keys)
+    yield from comparison.further
+
+
+def predictions(
+    case: Case, label: str, left_out: list[LeftOut], estimator: Estimator, trace: Tracer | None
+) -> dict[str, MemoryReport]:
+    """Return what the formulas, and the trace if there is one, say of a case."""
+    found: dict[str, MemoryReport] = {}
+    for formulas in ESTIMATES:
+        try:
+            found[formulas] = estimator(case, formulas)
+        except GpumemError as error:
+            left_out.append(LeftOut(label, f"no {formulas} estimate: {error}"))
+    if trace is not None:
+        try:
+            found["trace"] = trace(case)
+        except GpumemError as error:
+            left_out.append(LeftOut(label, f"no trace: {error}"))
+    return found
+
+
 def counter_bytes(report: MemoryReport, counter: str) -> int | None:
     """Return one of `COUNTERS` of a report, None where its source does not know it."""
     value: int | None = getattr(report.peak, counter.removeprefix("peak_") + "_bytes")
@@ -110,9 +163,16 @@ def counter_bytes(report: MemoryReport, counter: str) -> int | None:
 
 
 def compare_estimates(
-    side: Side, estimates_first: bool = True, estimator: Estimator = estimate
+    side: Side,
+    estimates_first: bool = True,
+    estimator: Estimator = estimate,
+    trace: Tracer | None = None,
 ) -> Comparison:
-    """Hold both sets of formulas, computed now, against the records of a side."""
+    """Hold both sets of formulas, computed now, against the records of a side.
+
+    Args:
+        trace: how to trace a case, where the trace is to be judged too.
+    """
     rows: list[Row] = []
     left_out: list[LeftOut] = []
     for (case_id, _), entry in side.cases.items():
@@ -120,12 +180,7 @@ def compare_estimates(
         reference = _usable(entry, label, left_out, side.name)
         if reference is None:
             continue
-        compared: dict[str, MemoryReport] = {}
-        for formulas in ESTIMATES:
-            try:
-                compared[formulas] = estimator(entry.case, formulas)
-            except GpumemError as error:
-                left_out.append(LeftOut(label, f"no {formulas} estimate: {error}"))
+        compared = predictions(entry.case, label, left_out, estimator, trace)
         rows.append(Row(case_id, label, reference, compared, entry.flags))
     notes = [*side.notes(), *_several_sources(side)]
     base, new = ("estimates", side.name) if estimates_first else (side.name, "estimates")

@@ -6,11 +6,13 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from benchmarks.compare import WORDS, Comparison, Row
-from benchmarks.error_summary import ErrorSummary
+from benchmarks import group_tables
+from benchmarks.compare import WORDS, Comparison, Row, all_judged
+from benchmarks.group_tables import share, short_share, summary_json
+from benchmarks.judged import group
 from benchmarks.thresholds import Offender
 from estimator.report import SCHEMA_VERSION, MemoryReport
-from estimator.units import GB, GIB, format_error
+from estimator.units import GB, GIB, format_both, format_error
 
 WIDTH = 80
 
@@ -34,8 +36,29 @@ def summary_name(name: str) -> str:
     return "new against base" if name == "new" else name
 
 
-def text_lines(comparison: Comparison, offenders: Sequence[Offender] = ()) -> Iterator[str]:
-    """Yield the lines of the terminal's table, none of them wider than 80 columns."""
+def text_lines(
+    comparison: Comparison, offenders: Sequence[Offender] = (), by: Sequence[str] = ()
+) -> Iterator[str]:
+    """Yield the lines of the terminal's table, none of them wider than 80 columns.
+
+    Args:
+        by: keys of `judged.KEYS`: a table of errors by them stands in place of that of the cases.
+    """
+    if by:
+        yield from group_tables.text_lines(group(all_judged(comparison), by), by)
+    else:
+        yield from _case_lines(comparison)
+    if comparison.summaries:
+        yield ""
+        yield from _summary_lines(comparison)
+    for heading, lines in sections(comparison, offenders):
+        yield ""
+        yield heading
+        for line in lines:
+            yield from _wrapped(line, "  ")
+
+
+def _case_lines(comparison: Comparison) -> Iterator[str]:
     last = "change" if comparison.kind == "records" else "error"
     if comparison.rows:
         yield f"{'case':<22}{'phase at peak':<18}{'GB':>12}{'GiB':>13}{last:>15}"
@@ -51,25 +74,24 @@ def text_lines(comparison: Comparison, offenders: Sequence[Offender] = ()) -> It
             ).rstrip()
         for flag in row.flags:
             yield from _wrapped(f"! {flag}", "  ")
-    if comparison.summaries:
-        yield ""
-        yield from _summary_lines(comparison)
-    for heading, lines in sections(comparison, offenders):
-        yield ""
-        yield heading
-        for line in lines:
-            yield from _wrapped(line, "  ")
 
 
 def _summary_lines(comparison: Comparison) -> Iterator[str]:
-    yield f"{summary_title(comparison):<30}{'median':>10}{'95th pct':>10}{'worst':>13}{'under':>9}"
+    title = summary_title(comparison)
+    if len(title) > 27:
+        yield title
+        title = ""
+    yield f"{title:<27}{'median':>9}{'95th pct':>9}{'worst':>12}{'under':>7}{'+95%':>8}{'+99%':>8}"
     yield "-" * WIDTH
     for summary in comparison.summaries:
         name = f"{summary_name(summary.name)} (n = {summary.count})"
         yield (
-            f"{name:<30}{_share(summary.median):>10}{_share(summary.p95):>10}"
-            f"{format_error(summary.worst):>13}{summary.under * 100:>7.0f} %"
+            f"{name:<27}{share(summary.median):>9}{share(summary.p95):>9}"
+            f"{format_error(summary.worst):>12}{summary.under * 100:>5.0f} %"
+            f"{short_share(summary.margin_95):>8}{short_share(summary.margin_99):>8}"
         )
+    if comparison.kind == "estimates":
+        yield "+95%, +99%: what a prediction needed on top for so many cases to stay below it"
     for summary in comparison.summaries:
         yield from _wrapped(f"worst of {summary_name(summary.name)}: {summary.worst_label}", "")
 
@@ -86,9 +108,13 @@ def sections(
     comparison: Comparison, offenders: Sequence[Offender] = ()
 ) -> Iterator[tuple[str, list[str]]]:
     """Yield (heading, lines) of what stands below the tables; nothing is left out in silence."""
+    if comparison.ran_out:
+        yield "ran out of memory on their cards", list(_ran_out_lines(comparison))
     if comparison.left_out:
-        lines = [f"{gone.label}: {gone.reason}" for gone in comparison.left_out]
-        yield "not compared", lines
+        labels: dict[str, list[str]] = {}
+        for gone in comparison.left_out:
+            labels.setdefault(gone.reason, []).append(gone.label)
+        yield "not compared", [f"{'; '.join(who)}: {why}" for why, who in labels.items()]
     if comparison.problems:
         yield "files without a readable record", [str(one) for one in comparison.problems]
     if comparison.notes:
@@ -101,8 +127,49 @@ def sections(
         yield "over the limits of --fail-on", over
 
 
-def markdown_lines(comparison: Comparison, offenders: Sequence[Offender] = ()) -> Iterator[str]:
-    """Yield the comparison as Markdown: one table of cases, one of errors."""
+def _ran_out_lines(comparison: Comparison) -> Iterator[str]:
+    """Yield how often each prediction says that what ran out of memory fits."""
+    for name in dict.fromkeys(name for run in comparison.ran_out for name in run.predicted):
+        runs = [run for run in comparison.ran_out if name in run.predicted]
+        wrong = [run for run in runs if run.said_to_fit(name)]
+        yield f"{name} says that {len(wrong)} of {len(runs)} fit"
+        yield from (
+            f"{name}: {run.label}: {format_both(run.predicted[name])} of "
+            f"{format_both(run.capacity_bytes)}"
+            for run in wrong
+        )
+
+
+def markdown_lines(
+    comparison: Comparison, offenders: Sequence[Offender] = (), by: Sequence[str] = ()
+) -> Iterator[str]:
+    """Yield the comparison as Markdown: one table of cases (or of groups), one of errors."""
+    if by:
+        yield from group_tables.markdown_lines(group(all_judged(comparison), by), by)
+    else:
+        yield from _markdown_cases(comparison)
+    yield ""
+    title = summary_title(comparison)
+    yield (
+        f"| {title} | cases | median | 95th percentile | worst | under-estimates "
+        "| margin 95 % | margin 99 % |"
+    )
+    yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    for summary in comparison.summaries:
+        yield (
+            f"| {summary_name(summary.name)} | {summary.count} | {share(summary.median)} "
+            f"| {share(summary.p95)} | {format_error(summary.worst)} "
+            f"({_cell(summary.worst_label)}) | {summary.under * 100:.0f} % "
+            f"| {share(summary.margin_95)} | {share(summary.margin_99)} |"
+        )
+    for heading, lines in sections(comparison, offenders):
+        yield ""
+        yield f"**{heading}**"
+        yield ""
+        yield from (f"- {line}" for line in lines)
+
+
+def _markdown_cases(comparison: Comparison) -> Iterator[str]:
     last = "change" if comparison.kind == "records" else "error"
     yield f"| case | source | phase at peak | GB | GiB | {last} |"
     yield "| --- | --- | --- | ---: | ---: | ---: |"
@@ -115,24 +182,11 @@ def markdown_lines(comparison: Comparison, offenders: Sequence[Offender] = ()) -
                 f"| {label} | {name} | {report.peak.phase} | {size_bytes / GB:.2f} "
                 f"| {size_bytes / GIB:.2f} | {shown} |"
             )
-    yield ""
-    title = summary_title(comparison)
-    yield f"| {title} | cases | median | 95th percentile | worst | under-estimates |"
-    yield "| --- | ---: | ---: | ---: | ---: | ---: |"
-    for summary in comparison.summaries:
-        yield (
-            f"| {summary_name(summary.name)} | {summary.count} | {_share(summary.median)} "
-            f"| {_share(summary.p95)} | {format_error(summary.worst)} "
-            f"({_cell(summary.worst_label)}) | {summary.under * 100:.0f} % |"
-        )
-    for heading, lines in sections(comparison, offenders):
-        yield ""
-        yield f"**{heading}**"
-        yield ""
-        yield from (f"- {line}" for line in lines)
 
 
-def to_json(comparison: Comparison, offenders: Sequence[Offender] = ()) -> dict[str, Any]:
+def to_json(
+    comparison: Comparison, offenders: Sequence[Offender] = (), by: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return the comparison as a JSON object; errors are shares (0.01 is 1 %)."""
     return {
         "schema_version": SCHEMA_VERSION,
@@ -141,6 +195,16 @@ def to_json(comparison: Comparison, offenders: Sequence[Offender] = ()) -> dict[
         "new": comparison.new,
         "cases": [_row_json(row) for row in comparison.rows],
         "summary": [summary_json(summary) for summary in comparison.summaries],
+        "groups": group_tables.to_json(group(all_judged(comparison), by), by) if by else [],
+        "ran_out": [
+            {
+                "label": run.label,
+                "capacity_bytes": run.capacity_bytes,
+                "predicted": run.predicted,
+                "said_to_fit": {name: run.said_to_fit(name) for name in run.predicted},
+            }
+            for run in comparison.ran_out
+        ],
         "left_out": [
             {"label": gone.label, "reason": gone.reason, "failed": gone.failed}
             for gone in comparison.left_out
@@ -175,24 +239,8 @@ def _row_json(row: Row) -> dict[str, Any]:
             for name, report in row.compared.items()
         },
         "flags": list(row.flags),
+        "keys": dict(row.keys),
     }
-
-
-def summary_json(summary: ErrorSummary) -> dict[str, Any]:
-    """Return a summary as a JSON object."""
-    return {
-        "name": summary.name,
-        "count": summary.count,
-        "median_absolute_error": summary.median,
-        "p95_absolute_error": summary.p95,
-        "worst_error": summary.worst,
-        "worst_label": summary.worst_label,
-        "under_estimate_share": summary.under,
-    }
-
-
-def _share(value: float) -> str:
-    return f"{value * 100:.2f} %"
 
 
 def _cell(text: str) -> str:

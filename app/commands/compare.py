@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 from app.commands.baseline import folder_option
+from estimator.errors import CaseError, show_choices, show_value
+from estimator.suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from benchmarks.compare import Comparison
+    from benchmarks.compare import Comparison, Tracer
 
 FINDING = 1
 GATE = "peak_allocated:+1%"
@@ -35,6 +37,23 @@ GATE = "peak_allocated:+1%"
     metavar="LIMITS",
     multiple=True,
     help="Exit with 1 where a counter is off by more: 'peak_allocated:+1%,+32MiB'.",
+)
+@click.option(
+    "--by",
+    "keys",
+    metavar="KEYS",
+    multiple=True,
+    help="Errors by family, method, dtype, component, phase, ... in place of the cases.",
+)
+@click.option(
+    "--tier",
+    "tiers",
+    metavar="TIERS",
+    multiple=True,
+    help="Tiers of published rows, A (default), B or C: 'A,B'.",
+)
+@click.option(
+    "--trace", "with_trace", is_flag=True, help="Trace the cases too: seconds a case, needs torch."
 )
 @click.option(
     "--across-environments",
@@ -63,6 +82,9 @@ def compare(
     allow_missing: bool,
     folder: Path,
     limits: tuple[str, ...],
+    keys: tuple[str, ...],
+    tiers: tuple[str, ...],
+    with_trace: bool,
     across_environments: bool,
     style: str,
     as_json: bool,
@@ -70,17 +92,25 @@ def compare(
 ) -> None:
     """Compare NEW with BASE, case by case.
 
-    Each is a folder of records, a record file, or the word `estimates`: the formulas `article`
-    and `architecture`, computed now for the other side's cases. Errors are (predicted -
-    reference) / reference, of peak allocated bytes: plus is an over-estimate.
+    Each is a folder of records, a record file, or a word: `estimates`, the formulas `article`
+    and `architecture`, computed now for the other side's cases; `published`, what others measured
+    and published. Errors are (predicted - reference) / reference, of peak allocated bytes: plus is
+    an over-estimate.
 
     With --baseline, NEW alone is given. Library versions may then differ, GPU and allocator
     settings may not; a drop is shown and fails nothing.
     """
+    from benchmarks.evidence.rows import TIERS
+    from benchmarks.judged import KEYS
     from benchmarks.tables import markdown_lines, text_lines, to_json
     from benchmarks.thresholds import find_drops, find_offenders, parse_thresholds
 
     _check_sides(ctx, sides, baseline, allow_missing)
+    by = _read_list(keys, "--by", KEYS)
+    if tiers and "published" not in sides:
+        raise click.UsageError("--tier is of published rows: give BASE or NEW as published", ctx)
+    if with_trace and "estimates" not in sides:
+        raise click.UsageError("--trace is for estimates: give BASE or NEW as estimates", ctx)
     if baseline is not None and not limits:
         limits = (GATE,)
     thresholds = tuple(limit for text in limits for limit in parse_thresholds(text))
@@ -89,14 +119,15 @@ def compare(
             baseline, sides[0], folder, across_environments, not allow_missing
         )
     else:
-        comparison = _compare(sides[0], sides[1], across_environments)
+        wanted = _read_list(tiers, "--tier", TIERS) or ("A",)
+        comparison = _compare(sides[0], sides[1], across_environments, wanted, with_trace)
     offenders = find_offenders(comparison, thresholds) if thresholds else ()
     drops = find_drops(comparison, thresholds)
     if as_json:
-        click.echo(json.dumps(to_json(comparison, (*offenders, *drops))))
+        click.echo(json.dumps(to_json(comparison, (*offenders, *drops), by)))
     else:
         lines = markdown_lines if style == "markdown" else text_lines
-        click.echo("\n".join(lines(comparison, (*offenders, *drops))))
+        click.echo("\n".join(lines(comparison, (*offenders, *drops), by)))
     if report is not None:
         from benchmarks.html_report import write_report
 
@@ -133,15 +164,44 @@ def _against_baseline(
     return compare_records(base, side, across_environments, across_versions=True, whole=whole)
 
 
-def _compare(base: str, new: str, across_environments: bool) -> Comparison:
+def _read_list(texts: tuple[str, ...], option: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the words of an option that takes several, joined by commas or given again."""
+    words = [word.strip() for text in texts for word in text.split(",")]
+    for word in words:
+        if word not in allowed:
+            hint = did_you_mean(word, allowed)
+            raise CaseError(
+                f"{option} is {show_value(word)}, but must be {show_choices(allowed)}{hint}", option
+            )
+    return tuple(dict.fromkeys(words))
+
+
+def _tracer() -> Tracer:
+    from profiler.trace import trace_case
+
+    return trace_case
+
+
+def _compare(
+    base: str, new: str, across_environments: bool, tiers: tuple[str, ...], with_trace: bool
+) -> Comparison:
     from benchmarks.compare import CompareError, compare_estimates, compare_records
+    from benchmarks.evidence.comparison import compare_published, compare_with_published
     from benchmarks.sides import read_side
 
-    if base == new == "estimates":
-        raise CompareError("estimates can only be compared with records: give a folder of records")
+    if base == new and base in ("estimates", "published"):
+        raise CompareError(f"{base} can only be compared with records: give a folder of records")
+    trace = _tracer() if with_trace else None
     if "estimates" in (base, new):
-        side = read_side(new if base == "estimates" else base)
-        comparison = compare_estimates(side, estimates_first=base == "estimates")
+        first = base == "estimates"
+        other = new if first else base
+        if other == "published":
+            return compare_published(tiers, first, trace=trace)
+        comparison = compare_estimates(read_side(other), estimates_first=first, trace=trace)
+    elif base == "published":
+        return compare_with_published(read_side(new), tiers)
+    elif new == "published":
+        raise CompareError("what is published is the base: give published first, then the records")
     else:
         comparison = compare_records(read_side(base), read_side(new), across_environments)
     if not (comparison.rows or comparison.left_out or comparison.problems):

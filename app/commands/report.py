@@ -160,7 +160,7 @@ def _stories(sets: tuple[JudgedSet, ...], quiet: bool) -> dict[str, Story]:
 
 
 def _json(output: Path, sets: tuple[JudgedSet, ...]) -> dict[str, Any]:
-    from benchmarks.tables import summary_json
+    from benchmarks.group_tables import summary_json
 
     return {
         "schema_version": SCHEMA_VERSION,
