@@ -1,6 +1,6 @@
 """Writes README's error table from the stored reports: `python -m benchmarks.readme_table`.
 
-results/reports/published_fms_a100.json is what `python -m benchmarks.published -o` writes;
+results/reports/published.json is what `python -m benchmarks.published` writes;
 results/reports/suites_traced.json holds the summaries of `gpumem compare estimates RECORDS --json`
 over traced suites, which `python -m benchmarks.readme_table SUITE=FILE ...` takes over from such
 files.
@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks import published
+
 ROOT = Path(__file__).parents[1]
 REPORTS = ROOT / "results" / "reports"
 SUITES = REPORTS / "suites_traced.json"
@@ -22,13 +24,14 @@ README = ROOT / "README.md"
 _MARKED = re.compile(r"(<!-- errors:begin -->\n).*?(<!-- errors:end -->)", re.DOTALL)
 
 
-def published_lines(rows: list[dict[str, Any]]) -> list[str]:
-    """Return the table's rows of the trace against published measurements."""
-    lines = []
-    for instant, words in (("peak", "peak"), ("after_step", "after the step")):
-        errors = [row["relative_error"] for row in rows if row["instant"] == instant]
-        lines.append(_line("trace", f"measured, published (A100, {words})", len(errors), errors))
-    return lines
+def published_lines(report: dict[str, Any]) -> list[str]:
+    """Return the table's rows of predictions against published measurements of tier A."""
+    rows = published.peaks(report)
+    return [
+        _line(one.name, "measured by others", one.count, [e for _, e in errors])
+        for one in published.summaries(rows)
+        for errors in [published.errors(rows, one.name)]
+    ]
 
 
 def suite_lines(suites: dict[str, Any]) -> list[str]:
@@ -43,18 +46,17 @@ def suite_lines(suites: dict[str, Any]) -> list[str]:
 
 def table() -> str:
     """Return the table in Markdown, with a closing newline."""
-    published = json.loads((REPORTS / "published_fms_a100.json").read_text(encoding="utf-8"))
     suites = json.loads(SUITES.read_text(encoding="utf-8"))
     lines = [
         "| prediction | against | n | median error | worst |",
         "|---|---|---|---|---|",
-        *published_lines(published),
+        *published_lines(published.read_report()),
         *suite_lines(suites),
         "",
         "Errors are (predicted - reference) / reference of peak allocated bytes; plus is an",
-        "over-estimate. The published rows are full, LoRA and QLoRA fine-tunes of a 1B and a 7B",
-        "model on an A100, with that stack's conventions as a named preset (`--stack`); each with",
-        "its source in [results/published/cited.json](results/published/cited.json).",
+        "over-estimate. What others measured are prefills, generations, full, LoRA and QLoRA",
+        "fine-tunes from 0.5B to 70B, on the stacks they ran on, which are named presets",
+        "(`--stack`): [docs/published.md](docs/published.md).",
     ]
     return "\n".join(lines) + "\n"
 
