@@ -97,6 +97,9 @@ def _draw(rng: random.Random, bounds: Bounds) -> Case:
         fields |= _training(rng)
         fields["gradient_checkpointing"] &= spec.checkpointable
     else:
+        fields["cache"] = rng.choice(("dynamic", "dynamic", "dynamic", "static"))
+        if fields["attention"] == "flash_attention_2":
+            fields["cache"] = "dynamic"
         fields["max_new_tokens"] = min(
             _between(rng, *bounds.max_new_tokens), max(1, longest - fields["sequence_length"])
         )
@@ -107,7 +110,9 @@ def _draw(rng: random.Random, bounds: Bounds) -> Case:
 
 def _training(rng: random.Random) -> dict[str, Any]:
     fields: dict[str, Any] = {
-        "optimizer": rng.choice(("adamw_torch_fused", "adamw_torch", "sgd")),
+        "optimizer": rng.choice(
+            ("adamw_torch_fused", "adamw_torch", "sgd", "adafactor", "adamw_bnb_8bit", "adagrad")
+        ),
         "gradient_checkpointing": rng.random() < 0.5,
         "gradient_accumulation_steps": rng.choice((1, 1, 1, 2)),
         "keep_logits": rng.random() < 0.25,
@@ -140,8 +145,12 @@ def _lora(rng: random.Random, spec: ModelSpec) -> dict[str, Any]:
     if any(mixture.adapted(targets) for mixture in mixtures):
         # peft allows none on the input of stacked experts.
         dropout = 0.0
-    target_modules = targets if isinstance(targets, str) else list(targets)
-    return {"r": r, "lora_dropout": dropout, "target_modules": target_modules}
+    return {
+        "r": r,
+        "lora_dropout": dropout,
+        "use_dora": rng.random() < 0.15 and not mixtures,
+        "target_modules": targets if isinstance(targets, str) else list(targets),
+    }
 
 
 def _model(rng: random.Random, bounds: Bounds) -> str | dict[str, Any]:

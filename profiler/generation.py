@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+from estimator.architecture.context import static_length
 from estimator.case import Case
 from estimator.errors import UnsupportedError
 from profiler.loops import Observer, accepted_names, run_forward
@@ -146,10 +147,17 @@ def make_cache(case: Case, model: Any) -> Any:
     if case.cache == "dynamic":
         return transformers.DynamicCache(config=model.config)
     if case.cache == "static":
-        assert case.max_new_tokens is not None
-        return transformers.StaticCache(
-            config=model.config, max_cache_len=case.sequence_length + case.max_new_tokens
-        )
+        return transformers.StaticCache(config=model.config, max_cache_len=static_length(case))
+    if case.cache == "quantized":
+        try:
+            import optimum.quanto  # noqa: F401
+        except ImportError:
+            raise UnsupportedError(
+                "a quantized cache needs optimum-quanto: pip install optimum-quanto; "
+                "gpumem estimate answers without it"
+            ) from None
+        return transformers.QuantizedCache("quanto", model.config)
     raise UnsupportedError(
-        f"cache {case.cache!r} cannot be traced or measured yet; use dynamic or static"
+        f"cache {case.cache!r} cannot be traced or measured yet; use dynamic, static or quantized "
+        "(gpumem estimate has a formula for it)"
     )

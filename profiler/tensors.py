@@ -62,8 +62,13 @@ def cache_tensors(cache: Any) -> Iterator[Any]:
     model's own state: tensors in lists, tuples and dictionaries.
     """
     import torch
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-    if isinstance(cache, torch.Tensor):
+    if is_traceable_wrapper_subclass(cache):
+        # A wrapper (quanto's) has no memory of its own.
+        names, _ = cache.__tensor_flatten__()
+        yield from cache_tensors([getattr(cache, name) for name in names])
+    elif isinstance(cache, torch.Tensor):
         yield cache
     elif isinstance(cache, dict):
         yield from cache_tensors(list(cache.values()))

@@ -10,7 +10,9 @@ from estimator.architecture.context import Context
 from estimator.architecture.kernels import attend
 from estimator.architecture.norms import norm, norm_by_head
 from estimator.architecture.parts import linear, scale
+from estimator.architecture.quantized_cache import quantized_update
 from estimator.architecture.rotary import rotate_states
+from estimator.architecture.static_cache import fill_slots
 from estimator.architecture.tape import Storage, Tape, Tensor
 from estimator.spec import Attention
 
@@ -48,8 +50,8 @@ def attention(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Ten
         tape.drop(attended)
     result = linear(tape, out, spec.output, ctx)
     tape.drop(out, query, fused, *held)
-    if not ctx.cached:
-        # Else keys and values belong to the cache.
+    if not ctx.stores_all:
+        # Else they belong to the cache.
         tape.drop(key, value)
     return result, probabilities
 
@@ -145,13 +147,20 @@ def grow_cache(
 
     Source: transformers/cache_utils.py, `DynamicLayer.update`.
     """
+    consumed = spec.fused is None if consumes is None else consumes
+    if ctx.cache != "dynamic":
+        update = quantized_update if ctx.cache == "quantized" else fill_slots
+        read = update(tape, key, value, spec, ctx)
+        if consumed:
+            tape.drop(key, value)
+        return read
     made = []
     for features in spec.cached_features:
         row = ctx.batch * features
         made.append(tape.new(row * ctx.keys, ctx.width, component="kv_cache"))
         if ctx.held_keys and not ctx.stack.tuple_cache:
             _free_old(tape, row * ctx.held_keys, ctx.width)
-    if spec.fused is None if consumes is None else consumes:
+    if consumed:
         tape.drop(key, value)
     return made[0], made[1]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from estimator.case import Case, Lora
 from estimator.spec import Layer, Linear
 from estimator.stacks import STACKS, TODAY, Stack
+from estimator.units import round_up
 
 WIDTHS = {"bfloat16": 2, "float16": 2, "float32": 4}
 """Bytes of an element."""
@@ -57,6 +58,10 @@ class Context:
     loaded_width: int | None = None
     """Bytes of an element of embeddings and head, where they are not those of what flows between
     the layers."""
+    cache: str = "dynamic"
+    """What kind of cache is filled."""
+    slots: int = 0
+    """Tokens that a static or paged cache has room for (of a layer, see `layer_context`)."""
 
     @property
     def tokens(self) -> int:
@@ -66,7 +71,14 @@ class Context:
     @property
     def decoding(self) -> bool:
         """Whether this is a step after the prefill: generate then runs experts differently."""
-        return self.cached and self.queries < self.keys
+        return self.cached and self.held_keys > 0
+
+    @property
+    def stores_all(self) -> bool:
+        """Whether the keys and values that attention reads are the cache's own."""
+        if self.cache == "quantized":
+            return False
+        return self.cached and not (self.slots and not self.held_keys and self.queries > self.slots)
 
     @property
     def outer_width(self) -> int:
@@ -131,12 +143,33 @@ def training_context(case: Case) -> Context:
     )
 
 
+PAGE = 16
+"""Tokens of a page of a paged cache: vLLM's default block size."""
+
+
+def static_length(case: Case) -> int:
+    """Return the tokens that `generate` makes a static cache for: all that the model is fed.
+
+    Source: GenerationMixin.generate, `max_cache_length = generation_config.max_length - 1`.
+    """
+    assert case.max_new_tokens is not None
+    return case.sequence_length + case.max_new_tokens - 1
+
+
 def inference_context(case: Case, queries: int, keys: int, held_keys: int = 0) -> Context:
     """Return the context of a prefill (queries = keys) or of a decode step (one query).
 
     `held_keys` is what a full layer's cache holds before; see `layer_context` for sliding ones.
+    With a static cache `keys` is all that it has room for.
     """
+    slots = 0
+    if case.cache == "static":
+        keys = slots = static_length(case)
+    elif case.cache == "paged":
+        slots = round_up(static_length(case), PAGE)
     return Context(
+        cache=case.cache,
+        slots=slots,
         batch=case.batch_size,
         queries=queries,
         keys=keys,
@@ -157,14 +190,32 @@ def inference_context(case: Case, queries: int, keys: int, held_keys: int = 0) -
     )
 
 
+def layer_keys(window: int | None, ctx: Context) -> int:
+    """Return the keys that a layer of a window attends to, out of all that there are.
+
+    A prompt beyond a static cache's window is attended to whole, and its end is copied.
+    """
+    if window is None or ctx.cache in ("quantized", "paged"):
+        return ctx.keys
+    if ctx.held_keys:
+        return min(ctx.keys, window)
+    if ctx.slots:
+        return max(min(ctx.slots, window), ctx.queries if ctx.queries > window else 0)
+    return ctx.keys
+
+
 def layer_context(layer: Layer, ctx: Context) -> Context:
-    """Return a decode step as a layer sees it: a sliding layer's cache keeps a window.
+    """Return a pass as a layer sees it: a sliding layer's cache keeps a window.
 
     The prompt is kept whole: the cache cuts a view off it, which holds all of it until the first
     decode step makes a new tensor (transformers/cache_utils.py, `DynamicSlidingWindowLayer`).
     """
     window = layer.attention.window
-    if window is None or not ctx.held_keys:
+    if window is None or ctx.cache in ("quantized", "paged"):
+        return ctx
+    if ctx.slots:
+        return replace(ctx, keys=layer_keys(window, ctx), slots=min(ctx.slots, window))
+    if not ctx.held_keys:
         return ctx
     whole = ctx.held_keys == ctx.prompt
     return replace(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from estimator.architecture.context import stack_of
+from estimator.architecture.context import PAGE, stack_of
 from estimator.architecture.inference import play_inference
 from estimator.architecture.inventory import inventory
 from estimator.architecture.parts import known_activation
@@ -93,7 +93,6 @@ def _refuse(case: Case, spec: ModelSpec) -> None:
     reasons = {
         f"mixed_precision {case.mixed_precision!r} here": _amp_unknown(case, spec),
         f"stack {case.stack!r} with other norms than RMSNorm": _norms_unknown(case, spec),
-        f"cache {case.cache!r}": not case.training and case.cache != "dynamic",
         "DoRA on stacked experts (peft has none)": _dora_experts(case, spec),
         f"activation {spec.layers[0].mlp.activation!r}": not known_activation(
             spec.layers[0].mlp.activation
@@ -170,6 +169,14 @@ def _norms_unknown(case: Case, spec: ModelSpec) -> bool:
     return any(norm is None or norm.kind != "rms" for norm in norms)
 
 
+_CACHES = {
+    "dynamic": "a cache that grows by concatenation",
+    "static": "a cache with room for all tokens from the start, and no torch.compile",
+    "quantized": "optimum-quanto's 4-bit cache: groups of 64, the newest 127 tokens as they are",
+    "paged": f"pages of {PAGE} tokens, as vLLM's: attention reads them in place, windows keep all",
+}
+
+
 def _assumptions(case: Case, config: ModelConfig) -> tuple[str, ...]:
     lines = [*config.notes, "full, unpadded batches"]
     where = f"on {case.gpu}" if case.gpu else "before Hopper (no gpu named)"
@@ -182,7 +189,7 @@ def _assumptions(case: Case, config: ModelConfig) -> tuple[str, ...]:
         if not case.keep_logits:
             lines.append("the loop lets go of the logits before backward, as Trainer does")
     elif case.stack is None:
-        lines.append("generate: the last token's logits only, a cache that grows by concatenation")
+        lines.append(f"generate: the last token's logits only, {_CACHES[case.cache]}")
     if case.attention == "sdpa":
         lines.append("sdpa chooses flash, memory-efficient or math as CUDA does before Hopper")
     lines += [NOT_ESTIMATED, NO_INTERVAL]

@@ -145,7 +145,7 @@ def _finished(
         tape.drop(product)
     result = linear(tape, merged, spec.output, ctx)
     tape.drop(merged, query, *held)
-    if not ctx.cached:
+    if not ctx.stores_all:
         tape.drop(key, value)
     return result, probabilities
 

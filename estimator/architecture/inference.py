@@ -16,6 +16,7 @@ from estimator.architecture.embeddings import embeddings
 from estimator.architecture.inventory import Held, Inventory, position_table, weights
 from estimator.architecture.masks import attention_masks, distance_bytes
 from estimator.architecture.parts import cast
+from estimator.architecture.quantized_cache import RESIDUAL, Past
 from estimator.architecture.run import Pass, Run
 from estimator.architecture.stretches import layer_numbers, stretches
 from estimator.architecture.tape import Storage, Tape, Tensor
@@ -52,9 +53,14 @@ def play_inference(case: Case, spec: ModelSpec, items: Inventory) -> Run:
     after = _cache(spec, case, S)
     # The last step is the largest, but the first replaces the whole prompt of sliding layers, and
     # an older generate still names the prompt's logits.
-    slides = any(layer.attention.window is not None for layer in spec.layers)
-    first = 0 if slides or ctx.stack.full_logits else steps - 1
-    for index in sorted({first, steps - 1}) if steps else ():
+    slides = case.cache == "dynamic" and any(
+        layer.attention.window is not None for layer in spec.layers
+    )
+    shown = {0 if slides or ctx.stack.full_logits else steps - 1, steps - 1}
+    if case.cache == "quantized" and steps >= RESIDUAL:
+        # The last step that quantizes anew is not the last of all.
+        shown.add(steps // RESIDUAL * RESIDUAL - 1)
+    for index in sorted(shown) if steps else ():
         before = _cache(spec, case, S + index)
         run.change(
             "kv_cache",
@@ -158,10 +164,16 @@ def _cache(spec: ModelSpec, case: Case, tokens: int) -> Held:
     numbers = layer_numbers(spec)
     for stretch in stretches(numbers):
         layer = spec.layers[stretch[0]]
-        attention = layer.attention
-        tokens_held = case.batch_size * layer_context(layer, seen).held_keys
-        for features in attention.cached_features:
-            kept = Storage(tokens_held * features * WIDTHS[case.dtype], None)
-            copies = len(stretch)
-            total += Held(copies * kept.requested, copies * kept.allocated)
+        width = WIDTHS[case.dtype]
+        now = layer_context(layer, seen)
+        copies = len(stretch)
+        for features in layer.attention.cached_features:
+            row = case.batch_size * features
+            sizes: tuple[int, ...] = ((now.slots or now.held_keys) * row * width,)
+            if case.cache == "quantized":
+                past = Past.after(case.sequence_length, tokens - case.sequence_length)
+                sizes = past.sizes(row, width)
+            for size in sizes:
+                kept = Storage(size, None)
+                total += Held(copies * kept.requested, copies * kept.allocated)
     return total

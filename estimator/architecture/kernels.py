@@ -19,10 +19,15 @@ from estimator.units import round_up
 
 
 def masked(spec: Attention, ctx: Context) -> bool:
-    """Whether sdpa is given a mask: only for a window that the keys reach, or by Falcon's code.
+    """Whether sdpa is given a mask: for a window that the keys reach, by Falcon's code, and for what
+    is not filled yet of a static cache.
 
-    Source: transformers/masking_utils.py, `_ignore_causal_mask_sdpa`.
+    Source: transformers/masking_utils.py, `_ignore_causal_mask_sdpa`, `create_causal_mask`.
     """
+    if ctx.cache == "paged":
+        return False
+    if ctx.slots and ctx.decoding:
+        return True
     return spec.masked or (spec.window is not None and ctx.keys >= spec.window)
 
 
@@ -71,6 +76,9 @@ def attend(
     if ctx.amp is not None:
         return _under_autocast(tape, query, key, value, spec, ctx), None
     chosen = kernel(spec, ctx)
+    if ctx.slots and ctx.attention == "sdpa" and not masked(spec, ctx):
+        # A prefill reads no further than its prompt (sdpa_attention_forward cuts the rest off).
+        ctx = replace(ctx, keys=ctx.queries)
     if chosen == "eager":
         return _eager(tape, query, key, value, spec, ctx, by_head)
     if chosen != "flash" and spec.enable_gqa and _repeats_first(spec, ctx):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from estimator.architecture.context import Context
+from estimator.architecture.context import Context, layer_keys
 from estimator.spec import ModelSpec
 
 Masks = dict[int | None, int]
@@ -17,10 +17,10 @@ def attention_masks(spec: ModelSpec, ctx: Context) -> Masks:
     whose distances make it one a head.
     """
     windows = spec.masks or tuple({layer.attention.window for layer in spec.layers})
-    # In decode a sliding layer's cache keeps a window.
-    keys = {w: min(ctx.keys, w) if w is not None and ctx.held_keys else ctx.keys for w in windows}
+    keys = {window: layer_keys(window, ctx) for window in windows}
     rows = ctx.batch * ctx.queries
-    if ctx.attention == "flash_attention_2":
+    if ctx.attention == "flash_attention_2" or ctx.cache == "paged":
+        # Kernels of pages know what a page holds.
         return {}
     if spec.mask_style == "by_head":
         return {w: rows * spec.heads * count * ctx.width for w, count in keys.items()}
@@ -29,7 +29,9 @@ def attention_masks(spec: ModelSpec, ctx: Context) -> Masks:
         return {window: rows * count * width for window, count in keys.items()}
     if spec.mask_style == "always":
         return {window: rows * count for window, count in keys.items()}
-    return {w: rows * count for w, count in keys.items() if w is not None and count >= w}
+    # With a static cache a step masks what is not filled yet.
+    step = bool(ctx.slots and ctx.held_keys)
+    return {w: rows * count for w, count in keys.items() if step or (w is not None and count >= w)}
 
 
 def kept_masks(masks: Masks, spec: ModelSpec, ctx: Context) -> Masks:

@@ -40,7 +40,7 @@ def attention(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Ten
     out, probabilities = attend(tape, query, key, value, spec, ctx, by_head=spec.rotary)
     result = linear(tape, out, spec.output, ctx)
     tape.drop(out, query, rows, fused)
-    if not ctx.cached:
+    if not ctx.stores_all:
         tape.drop(key, value)
     return result, probabilities
 

@@ -29,6 +29,7 @@ _KNOWN_LAYERS = {
     "LinearAttentionAndSlidingWindowAttentionLayer",
     "LinearAttentionAndStaticFullAttentionLayer",
     "LinearAttentionAndStaticSlidingWindowAttentionLayer",
+    "QuantoQuantizedLayer",
     "DeepseekV4HCACache",
     "DeepseekV4CSACache",
     "MiniMaxM3VLSparseCacheLayer",
@@ -61,6 +62,9 @@ def _grow_layer(layer: Any, count: int) -> None:
         raise _unknown(layer)
     if getattr(layer, "keys", None) is None:
         # Recurrent and convolution states only, or a layer that keeps nothing.
+        return
+    if kind == "QuantoQuantizedLayer":
+        _grow_quantized(layer, count)
         return
     if "Static" in kind:
         # Early releases of transformers 5 count a full static layer's tokens by its values.
@@ -109,3 +113,22 @@ def _unknown(cache: Any) -> UnsupportedError:
         f"many decode steps cannot be traced for a cache of {type(cache).__name__}; "
         "trace with max_new_tokens up to 4"
     )
+
+
+def _grow_quantized(layer: Any, count: int) -> None:
+    """Quantize anew what steps in between would have, and keep the newest tokens as they are."""
+    batch, heads, _, dim = layer._quantized_keys.shape
+    dtype, device = layer.keys.dtype, layer.keys.device
+    layer.cumulative_length += count
+    held = layer.keys.shape[-2] if layer.keys.dim() == 4 else 0
+    residual = (held + count) % layer.residual_length
+    if held + count >= layer.residual_length:
+        shape = (batch, heads, layer.cumulative_length - residual, dim)
+        past = torch.empty(shape, dtype=dtype, device=device)
+        layer._quantized_keys = layer._quantize(past, axis=layer.axis_key)
+        layer._quantized_values = layer._quantize(past, axis=layer.axis_value)
+        del past
+    for name in ("keys", "values"):
+        newest = torch.empty((batch, heads, residual, dim), dtype=dtype, device=device)
+        # Without any it is a tensor of one dimension, by which the layer knows.
+        setattr(layer, name, newest if residual else newest.flatten())

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
 from profiler.trace import accumulation, scratch
 from profiler.trace.answers import Answers
@@ -112,6 +112,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         out = self.answers.answer(func, args, kwargs)
         if out is not NotImplemented:
             return out
+        if func.namespace == "quanto":
+            # Python code, whose own operations allocate.
+            key = torch._C.DispatchKey.CompositeExplicitAutograd
+            with self:
+                return func._op_dk(key, *args, **kwargs)
         answer = ANSWERS.get(func.name())
         return func(*args, **kwargs) if answer is None else answer(args)
 
@@ -138,7 +143,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
                     self._see(item)
 
     def _see(self, tensor: Any) -> None:
-        if tensor.device.type != "meta":
+        if tensor.device.type != "meta" or is_traceable_wrapper_subclass(tensor):
+            # A wrapper (quanto's) has no memory of its own: what it wraps was seen before.
             return
         storage = tensor.untyped_storage()
         if storage._cdata not in self._alive and storage._cdata not in MANAGED:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from estimator.architecture.quantized_cache import RESIDUAL
 from estimator.case import Case
 from estimator.errors import UnsupportedError
 from estimator.gpus import workspace_bytes
@@ -26,8 +27,6 @@ from profiler.trace.replay import Replay, replay
 from profiler.trace.timeline import Timeline
 
 TRACED_STEPS = 2
-_DECODE_STEPS = 3
-"""Decode steps that are really played; what lies between is skipped, the last is the largest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,14 +189,26 @@ def _generate(case: Case, model: Any, batch: dict[str, Any], recorder: Recorder)
         steps = case.max_new_tokens - 1
         if steps:
             recorder.phase("decode")
-        skipped = max(0, steps - _DECODE_STEPS)
-        for index in range(steps - skipped):
-            if skipped and index == 1:
-                _skip(generation, skipped)
+        done = 0
+        for index in _played_steps(case, steps):
+            if index > done:
+                _skip(generation, index - done)
                 _name_cache(generation, recorder)
             generation.step()
             _name_cache(generation, recorder)
+            done = index + 1
     return generation
+
+
+def _played_steps(case: Case, steps: int) -> list[int]:
+    """Return which decode steps are really played; the last is the largest.
+
+    A quantized cache also has one that quantizes its whole past anew, the last of which counts.
+    """
+    played = {0, steps - 2, steps - 1}
+    if case.cache == "quantized":
+        played.add(steps // RESIDUAL * RESIDUAL - 1)
+    return sorted(index for index in played if 0 <= index < steps)
 
 
 def _skip(generation: Generation, count: int) -> None:
@@ -231,6 +242,7 @@ def _assumptions(case: Case, expandable: bool, padded: bool) -> tuple[str, ...]:
         lines.append("the allocator with expandable_segments:True")
     if case.training:
         lines.append("read from the second step on, as a profiler that skips the first would")
-    elif case.max_new_tokens is not None and case.max_new_tokens - 1 > _DECODE_STEPS:
-        lines.append("decode: the first and the last two steps are played, those between skipped")
+    elif case.max_new_tokens is not None and case.max_new_tokens - 1 > 3:
+        also = "" if case.cache != "quantized" else ", and the last that quantizes all anew,"
+        lines.append(f"decode: the first and the last two steps{also} are played, others skipped")
     return tuple(lines)

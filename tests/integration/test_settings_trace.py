@@ -1,0 +1,97 @@
+"""Caches, optimizers and kinds of adapters: the formulas against the trace, to the byte asked for.
+
+What tensors ask for is the same on both sides; blocks differ by the history of a small model.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pytest
+
+from estimator import estimate
+from estimator.case import Case
+from profiler.trace import trace_case
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 512,
+    "intermediate_size": 1408,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "vocab_size": 32_000,
+}
+MISTRAL = {**LLAMA, "model_type": "mistral", "sliding_window": 200}
+TRAINING = {"task": "training", "sequence_length": 256}
+DORA = {**TRAINING, "method": "lora"}
+
+
+def agree(model: dict[str, Any], **fields: Any) -> None:
+    case = Case.from_dict({"model": model, "batch_size": 2, "sequence_length": 256, **fields})
+    estimated, traced = estimate(case).peak, trace_case(case).peak
+    assert estimated.requested_bytes == pytest.approx(traced.requested_bytes, rel=5e-4)
+    assert estimated.allocated_bytes == pytest.approx(traced.allocated_bytes, rel=0.02)
+    assert estimated.phase == traced.phase
+
+
+@pytest.mark.parametrize("model", [LLAMA, MISTRAL], ids=["full", "sliding"])
+@pytest.mark.parametrize("new", [1, 40])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_static_cache(model: dict[str, Any], new: int, attention: str) -> None:
+    agree(model, cache="static", max_new_tokens=new, attention=attention)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("optimum") is None, reason="a quantized cache needs optimum-quanto"
+)
+@pytest.mark.parametrize("new", [3, 140])
+def test_quantized_cache(new: int) -> None:
+    # So short a prompt that the last step that quantizes anew is the peak.
+    agree(LLAMA, cache="quantized", batch_size=16, sequence_length=32, max_new_tokens=new)
+    agree(LLAMA, cache="quantized", sequence_length=1024, max_new_tokens=new)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"lora": {"use_dora": True, "lora_dropout": 0.1}},
+        {"quantization": "nf4", "double_quantization": True, "gradient_checkpointing": True},
+        {"quantization": "int8"},
+        {"mixed_precision": "bf16", "dtype": "float32"},
+        {"task": "inference"},
+    ],
+    ids=["plain", "dropout", "nf4", "int8", "autocast", "inference"],
+)
+def test_dora(fields: dict[str, Any]) -> None:
+    agree(LLAMA, **{**DORA, "lora": {"use_dora": True}, **fields})
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_adafactor(dtype: str, method: str) -> None:
+    agree(
+        LLAMA,
+        **TRAINING | {"sequence_length": 32},
+        dtype=dtype,
+        method=method,
+        optimizer="adafactor",
+    )
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    ["ademamix", "ademamix_8bit", "paged_ademamix_8bit", "rmsprop_bnb", "rmsprop_bnb_8bit"],
+)
+def test_bitsandbytes_optimizers(optimizer: str) -> None:
+    agree(LLAMA, **TRAINING | {"sequence_length": 32}, optimizer=optimizer)
+
+
+def test_a_paged_cache_has_whole_pages() -> None:
+    def cache_bytes(new: int) -> int:
+        case = {"model": LLAMA, "cache": "paged", "batch_size": 8, "max_new_tokens": new}
+        return estimate(Case.from_dict({**case, "sequence_length": 4096})).components.kv_cache_bytes
+
+    assert cache_bytes(2) == cache_bytes(17) > cache_bytes(1)
