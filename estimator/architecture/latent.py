@@ -39,7 +39,7 @@ def attention(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Ten
     out, probabilities = attend(tape, query, key, value, spec, ctx, by_head=True)
     result = linear(tape, out, spec.output, ctx)
     tape.drop(out, query, key, value, whole, query_pass, query_rotated, compressed)
-    if not ctx.cached:
+    if not ctx.stores_all:
         # Else they belong to the cache.
         tape.drop(inner, key_rotated)
     return result, probabilities
