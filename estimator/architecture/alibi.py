@@ -56,7 +56,7 @@ def _bloom_attention(
         for part in (key, value)
     )
     tape.drop(query)
-    if not ctx.cached:
+    if not ctx.stores_all:
         tape.drop(key, value)
     saves = operands(q_mat, k_mat)
     scores_count = ctx.batch * spec.heads * ctx.queries * ctx.keys
@@ -70,7 +70,7 @@ def _bloom_attention(
     merged = _merged(tape, product, ctx)
     result = _added(tape, linear(tape, merged, spec.output, ctx), residual, layer, ctx)
     tape.drop(merged, fused, q_mat, scores, masked)
-    if not ctx.cached:
+    if not ctx.stores_all:
         tape.drop(k_mat, v_mat)
     return result, weights
 
@@ -109,7 +109,7 @@ def mpt_attention(
     merged = _merged(tape, product, ctx)
     result = linear(tape, merged, spec.output, ctx)
     tape.drop(merged, fused, query, scores)
-    if not ctx.cached:
+    if not ctx.stores_all:
         tape.drop(key, value)
     return result, weights
 

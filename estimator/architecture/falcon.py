@@ -75,7 +75,7 @@ def falcon_attention(
         out, probabilities = attend(tape, query, key, value, spec, ctx)
     result = linear(tape, out, spec.output, ctx)
     tape.drop(out, fused, query, *held)
-    if not ctx.cached:
+    if not ctx.stores_all:
         tape.drop(key, value)
     return result, probabilities
 

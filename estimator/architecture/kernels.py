@@ -19,7 +19,7 @@ from estimator.units import round_up
 
 
 def masked(spec: Attention, ctx: Context) -> bool:
-    """Whether sdpa is given a mask: for a window that the keys reach, by Falcon's code, and for what
+    """Whether sdpa is given a mask: for a window that the keys reach, by Falcon, and for what
     is not filled yet of a static cache.
 
     Source: transformers/masking_utils.py, `_ignore_causal_mask_sdpa`, `create_causal_mask`.
