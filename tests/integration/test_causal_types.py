@@ -101,7 +101,7 @@ def test_skipped_decode_steps_change_nothing(
 ) -> None:
     case = case_of(model_type, "inference")
     skipped = trace_case(case)
-    monkeypatch.setattr(session, "_DECODE_STEPS", 100)
+    monkeypatch.setattr(session, "_played_steps", lambda _, steps: list(range(steps)))
     played = trace_case(case)
     assert skipped.phases[-1].name == "decode"
     assert skipped.phases == played.phases
@@ -180,14 +180,15 @@ def test_a_refusal_is_one_sentence(model_type: str) -> None:
     assert says(message)
 
 
-def test_a_model_whose_own_code_fails_is_unsupported_and_says_why() -> None:
-    fields = {**SIZES, **MLA, **EXPERTS, "n_routed_experts": 4, "num_experts_per_tok": None}
-    case = Case.from_dict(
-        {
-            "model": {"model_type": "deepseek_v2", **fields},
-            "sequence_length": 24,
-            "task": "training",
-        }
-    )
-    with pytest.raises(UnsupportedError, match=r"its code fails with transformers .*topk"):
+def test_a_model_whose_own_code_fails_is_unsupported_and_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    def fails(*_: Any) -> None:
+        raise TypeError("no such number of experts")
+
+    monkeypatch.setattr(LlamaMLP, "forward", fails)
+    case = Case.from_dict({"model": {"model_type": "llama", **SIZES}, "sequence_length": 24})
+    with pytest.raises(UnsupportedError, match=r"its code fails with transformers .*no such numb"):
         trace_case(case)

@@ -12,7 +12,7 @@ import pytest
 
 from estimator import estimate
 from estimator.case import Case
-from profiler.trace import trace_case
+from profiler.trace import session, trace_case
 
 LLAMA = {
     "model_type": "llama",
@@ -95,3 +95,15 @@ def test_a_paged_cache_has_whole_pages() -> None:
         return estimate(Case.from_dict({**case, "sequence_length": 4096})).components.kv_cache_bytes
 
     assert cache_bytes(2) == cache_bytes(17) > cache_bytes(1)
+
+
+def test_steps_of_a_quantized_cache_are_skipped_without_a_difference(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("optimum.quanto", reason="a quantized cache needs optimum-quanto")
+    case = Case.from_dict(
+        {"model": LLAMA, "cache": "quantized", "sequence_length": 32, "max_new_tokens": 140}
+    )
+    skipped = trace_case(case)
+    monkeypatch.setattr(session, "_played_steps", lambda _, steps: list(range(steps)))
+    assert skipped.phases == trace_case(case).phases

@@ -146,9 +146,9 @@ def test_traces_and_held_out_cases_are_no_evidence(tmp_path: Path, make: SimpleN
 
 
 def test_runs_without_an_estimate_are_counted_with_the_reason() -> None:
-    case = Case.from_dict({"model": "gpt2", "cache": "paged"})
+    case = Case.from_dict({"model": "gpt2", "mixed_precision": "bf16"})
     answers = answer_runs([Run(("one",), case, "gpt2", {"allocated": 1}, "made up")])
     assert [count for _, count in answers.unanswered] == [1]
-    assert "cache 'paged'" in answers.unanswered[0][0]
+    assert "mixed_precision 'bf16'" in answers.unanswered[0][0]
     assert answers.runs[0].architecture is None
     assert answers.runs[0].article is not None

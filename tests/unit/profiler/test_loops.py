@@ -164,5 +164,5 @@ def test_only_the_last_tokens_logits_are_made() -> None:
 
 def test_a_cache_that_cannot_be_filled_is_refused() -> None:
     this = case(cache="paged")
-    with pytest.raises(UnsupportedError, match=r"cache 'paged'.*use dynamic or static"):
+    with pytest.raises(UnsupportedError, match=r"cache 'paged'.*use dynamic, static or quantized"):
         generation.make_cache(this, None)

@@ -177,9 +177,8 @@ def test_the_trace_says_that_it_is_one() -> None:
         ({"model": {**LLAMA, "num_key_value_heads": 3}}, ModelError, "num_key_value_heads 3"),
         ({"model": "no-such-model"}, ModelError, "no-such-model"),
         ({"cache": "paged"}, UnsupportedError, "cache 'paged'"),
-        ({"cache": "quantized"}, UnsupportedError, "cache 'quantized'"),
     ],
-    ids=["type", "heads", "name", "paged", "quantized"],
+    ids=["type", "heads", "name", "paged"],
 )
 def test_what_cannot_be_traced_is_refused_in_one_sentence(
     fields: dict[str, Any], error: type[Exception], named: str
