@@ -162,7 +162,10 @@ def markdown_lines(
             f"({_cell(summary.worst_label)}) | {summary.under * 100:.0f} % "
             f"| {share(summary.margin_95)} | {share(summary.margin_99)} |"
         )
-    for heading, lines in sections(comparison, offenders):
+    # In the terminal's table each flag stands below its case.
+    flags = [f"{row.label}: {flag}" for row in comparison.rows for flag in row.flags]
+    doubtful = [("careful", flags)] if flags else []
+    for heading, lines in (*doubtful, *sections(comparison, offenders)):
         yield ""
         yield f"**{heading}**"
         yield ""

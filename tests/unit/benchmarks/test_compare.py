@@ -165,6 +165,95 @@ def test_the_newest_repeat_counts_and_a_difference_is_flagged(
     assert entry.flags == ("its 2 repeats differ by 24 B",)
 
 
+def test_repeats_that_agree_in_what_is_allocated_may_differ_in_what_is_reserved(
+    tmp_path: Path, make: SimpleNamespace
+) -> None:
+    case = make.case()
+    repeats = [make.record(case, repeat=n, reserved_bytes=n * 2**31) for n in (1, 2)]
+    (entry,) = write(tmp_path, make, *repeats).cases.values()
+    assert entry.flags == ("its 2 repeats differ in requested or reserved bytes",)
+
+
+FLAGS = (
+    "the allocator retried 2 times after freeing its cache",
+    "another process was on the GPU: the device counter is not known",
+    "the code had changes that are not committed",
+)
+
+
+def test_why_a_measurement_is_doubtful_is_shown_wherever_it_is_compared(
+    tmp_path: Path, make: SimpleNamespace
+) -> None:
+    case = make.case()
+    doubtful = make.record(case, 1100, source="cuda", repeat=2).with_flags(*FLAGS)
+    first = make.record(case, 1000, source="cuda", repeat=1)
+    new = write(tmp_path / "new", make, first, doubtful)
+    base = write(tmp_path / "base", make, first)
+    estimator = shifted(make, {"architecture": 1, "article": 2})
+    for comparison in (compare_estimates(new, estimator=estimator), compare_records(base, new)):
+        texts = ["\n".join(text_lines(comparison)), "\n".join(markdown_lines(comparison))]
+        texts.append(json.dumps(to_json(comparison)))
+        for text in texts:
+            flat = " ".join(text.split())
+            for flag in (*FLAGS, "its 2 repeats differ by 100 B"):
+                assert flag in flat
+
+
+def trained(make: SimpleNamespace, size_bytes: int, loop: str, batch_size: int = 1) -> Record:
+    case = make.case(task="training", batch_size=batch_size)
+    record: Record = make.record(case, size_bytes, source="cuda")
+    return record.model_copy(update={"loop": loop})
+
+
+def test_trainers_records_stand_beside_the_own_loops(tmp_path: Path, make: SimpleNamespace) -> None:
+    side = write(
+        tmp_path,
+        make,
+        trained(make, 1000, "own"),
+        trained(make, 1004, "trainer"),
+        trained(make, 2000, "own", batch_size=2),
+        trained(make, 1960, "trainer", batch_size=2),
+        trained(make, 3000, "own", batch_size=3),
+    )
+    assert len(side.cases) == 3
+    assert len(side.trainer) == 2
+    assert {entry.record.loop for entry in side.cases.values()} == {"own"}
+    flags = {entry.case.batch_size: entry.flags for entry in side.cases.values()}
+    assert flags == {
+        1: (),
+        2: ("the own loop's peak is +2.04 % apart from transformers.Trainer's",),
+        3: (),
+    }
+    (note,) = side.notes()
+    assert note.startswith("2 of 2 cases of ")
+    assert note.endswith(
+        "were run by transformers.Trainer as well: the own loop's peak is at most +2.04 % apart "
+        "from it"
+    )
+
+
+def test_trainers_records_alone_are_a_side_to_compare_with(
+    tmp_path: Path, make: SimpleNamespace
+) -> None:
+    own = write(tmp_path / "own", make, trained(make, 1000, "own"))
+    trainer = write(tmp_path / "trainer", make, trained(make, 1004, "trainer"))
+    (row,) = compare_records(trainer, own).rows
+    assert row.error("new") == pytest.approx(-4 / 1004)
+
+
+def test_a_failed_trainer_says_nothing_of_the_own_loop(
+    tmp_path: Path, make: SimpleNamespace
+) -> None:
+    failed = make.failure(make.case(task="training")).model_copy(
+        update={"source": "cuda", "loop": "trainer"}
+    )
+    side = write(tmp_path, make, trained(make, 1000, "own"), failed)
+    (entry,) = side.cases.values()
+    assert (entry.record.status, entry.flags) == ("ok", ())
+    (note,) = side.notes()
+    assert note.startswith("0 of 1 cases of ")
+
+
 def test_records_of_code_that_is_not_committed_are_noted(
     tmp_path: Path, make: SimpleNamespace
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -457,6 +458,64 @@ def test_a_runner_that_is_killed_loses_nothing_and_repeats_nothing(tmp_path: Pat
     contents = RecordStore(folder).read()
     assert (len(contents.records), contents.problems) == (6, ())
     assert json.loads(next(iter(finished.values())))["status"] == "ok"
+
+
+def test_two_runners_in_two_processes_run_every_case_once(tmp_path: Path) -> None:
+    script, worker = tmp_path / "runner.py", tmp_path / "worker.py"
+    script.write_text(RUNNER, encoding="utf-8")
+    worker.write_text(SCRIPTED, encoding="utf-8")
+    log, folder = tmp_path / "log", tmp_path / "records"
+    root = str(Path(__file__).parents[3])
+    command = [sys.executable, str(script), str(worker), str(log), str(folder), "0", root]
+    runners = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [runner.wait(60) for runner in runners] == [0, 0]
+    assert sorted(log.read_text(encoding="utf-8").split()) == ["1", "2", "3", "4", "5", "6"]
+    contents = RecordStore(folder).read()
+    assert (len(contents.records), contents.problems) == (6, ())
+
+
+def test_a_folder_that_vanishes_under_a_run_stops_it_with_its_workers(
+    store: RecordStore, make: SimpleNamespace
+) -> None:
+    workers: list[Any] = []
+
+    def make_worker() -> Any:
+        worker = make.worker(None)
+
+        def answer(case: Case) -> Record:
+            if case.batch_size == 3:
+                shutil.rmtree(store.folder)
+            elif case.batch_size > 3:
+                assert worker.killed.wait(10)
+            record: Record = make.record(case)
+            return record
+
+        worker.answer = answer
+        workers.append(worker)
+        return worker
+
+    done: list[Outcome] = []
+    with pytest.raises(RecordError, match="no such file or directory"):
+        run_plan(plan_of(make, 6), store, make_worker, Limits(jobs=2), done.append)
+    assert all(worker.killed.is_set() for worker in workers)
+    assert len(done) <= 3
+    assert not store.folder.exists()
+
+
+def test_a_record_of_a_newer_gpumem_is_left_as_it_is(
+    store: RecordStore, make: SimpleNamespace
+) -> None:
+    (planned,) = plan_of(make, 1).to_run
+    newer = store.path(planned.case, planned.key, 1)
+    newer.write_text('{"schema_version": 99, "what": "we do not know"}', encoding="utf-8")
+    recorded = store.by_case()
+    assert recorded == {}
+    run_fakes(plan_of(make, 1), store, make, make.record)
+    assert json.loads(newer.read_text(encoding="utf-8"))["schema_version"] == 99
+    (found,) = store.read().records
+    assert found.path.name.endswith("-r2.json")
+    (problem,) = store.read().problems
+    assert "newer gpumem" in problem.message
 
 
 def _wait_for(condition: Callable[[], bool]) -> None:
