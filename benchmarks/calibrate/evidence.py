@@ -21,6 +21,7 @@ from estimator.case import Case
 from estimator.coefficients import run_kind
 from estimator.config_source import load_config
 from estimator.errors import GpumemError
+from estimator.gpus import find_gpu
 
 COUNTERS = ("allocated", "reserved", "device")
 
@@ -126,7 +127,12 @@ def _plain(run: Run) -> dict[str, Any]:
 
 
 def described(runs: Sequence[Run]) -> str:
-    """Return by whom runs were measured, and whether on older stacks: it completes "N runs ..."."""
+    """Return by whom runs were measured, on which cards and whether on older stacks.
+
+    It completes "N runs ...".
+    """
     words = " and ".join(sorted({run.measured_by for run in runs}))
+    cards = sorted({find_gpu(run.case.gpu).name for run in runs if run.case.gpu is not None})
+    words += f" on {' and '.join(cards)}" if cards else ""
     older = any(run.case.stack is not None for run in runs)
-    return f"{words} on older stacks (docs/stacks.md)" if older else words
+    return f"{words}, older stacks (docs/stacks.md)" if older else words

@@ -15,6 +15,7 @@ from benchmarks.calibrate.calibration import calibrate, store
 from benchmarks.calibrate.evidence import (
     EvidenceError,
     Run,
+    described,
     evidence_hash,
     measured_runs,
     published_runs,
@@ -123,6 +124,14 @@ def test_the_hash_knows_every_figure_and_no_order() -> None:
     assert evidence_hash(runs) == evidence_hash(list(reversed(runs)))
     other = [replace(runs[0], counters={"allocated": 1}), *runs[1:]]
     assert evidence_hash(other) != evidence_hash(runs)
+
+
+def test_evidence_says_by_whom_where_and_on_what() -> None:
+    runs = [item.run for item in evidence()]
+    assert described(runs) == "made up on A100-80GB"
+    older = replace(runs[0].case, stack="transformers-4.48", gpu="l4")
+    more = [*runs, replace(runs[0], case=older)]
+    assert described(more) == "made up on A100-80GB and L4, older stacks (docs/stacks.md)"
 
 
 def test_published_figures_of_one_run_are_together() -> None:
