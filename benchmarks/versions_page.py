@@ -1,6 +1,6 @@
 """Writes what upgrades of libraries changed: `python -m benchmarks.versions_page`.
 
-Reads the baselines of the suite `upgrades` in results/baselines (`transformers-*`, `peft-*`), and
+Reads the baselines of the suite `upgrades` in results/baselines (`transformers-*`, `peft-*`, `bitsandbytes-*`), and
 writes results/reports/versions.json and docs/versions.md. docs/tracking.md says how the baselines
 were made.
 """
@@ -20,14 +20,14 @@ BASELINES = ROOT / "results" / "baselines"
 PAGE = ROOT / "docs" / "versions.md"
 REPORT = ROOT / "results" / "reports" / "versions.json"
 
-LIBRARIES = ("transformers", "peft")
+LIBRARIES = ("transformers", "peft", "bitsandbytes")
 
 _HEAD = """# What upgrades changed
 
 The suite `upgrades` ({cases} cases: one for each path through the libraries whose memory an upgrade
-may change), traced under {points} sets of versions of {libraries}. Figures are peak allocated
-bytes, simulated, not measured; the tracer is the same at every point. [tracking.md](tracking.md)
-says how this was made and how to do it for your own cases. Written by
+may change), traced under {points} sets of versions ({libraries}).
+Figures are peak allocated bytes, simulated, not measured; the tracer is the same at every point.
+[tracking.md](tracking.md) says how this was made and how to do it for your own cases. Written by
 
     python -m benchmarks.versions_page
 
@@ -50,7 +50,7 @@ def page(history: History) -> str:
     head = _HEAD.format(
         cases=len(history.cases),
         points=len(history.points),
-        libraries=" and ".join(name for name in history.names),
+        libraries=", ".join(history.names),
         changed=len(changed),
         more=len(more),
     )

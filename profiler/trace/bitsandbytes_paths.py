@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -74,6 +75,8 @@ def copied_weights() -> Iterator[None]:
 
     `Params4bit.__deepcopy__` fills a new tensor on the CPU, into which no meta tensor fits.
     """
+    # Its CPU kernels, which a trace never runs, complain where they cannot be fetched.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         from bitsandbytes.nn import Params4bit
     except ImportError:

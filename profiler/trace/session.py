@@ -102,7 +102,8 @@ def _record(
     """Return the timeline, the parameter counts, and what was assumed of this model."""
     timeline = Timeline()
     # Before torch's functions are replaced: some models compile their own when imported.
-    with copied_weights():
+    four_bits = case.quantization in ("nf4", "fp4")
+    with copied_weights() if four_bits else contextlib.nullcontext():
         model = build.build_model(case, "meta")
     with contextlib.ExitStack() as stack:
         stack.enter_context(as_on_cuda())

@@ -19,6 +19,6 @@ def test_it_covers_what_it_promises() -> None:
     assert len({point.transformers for point in history.points}) >= 3
     assert len({point.peft for point in history.points}) >= 2
     # One tracer and one torch throughout, so that each change has one cause.
-    assert set(history.names) == {"transformers", "peft"}
+    assert set(history.names) == {"transformers", "peft", "bitsandbytes"}
     assert {case.source for case in history.cases} == {"trace"}
     assert any(case.changed for case in history.cases)
