@@ -1,8 +1,8 @@
 """Writes what upgrades of libraries changed: `python -m benchmarks.versions_page`.
 
-Reads the baselines of the suite `upgrades` in results/baselines (`transformers-*`, `peft-*`, `bitsandbytes-*`), and
-writes results/reports/versions.json and docs/versions.md. docs/tracking.md says how the baselines
-were made.
+Reads the baselines of the suite `upgrades` in results/baselines (`transformers-*`, `peft-*` and
+`bitsandbytes-*`), and writes results/reports/versions.json and docs/versions.md. docs/tracking.md
+says how the baselines were made.
 """
 
 from __future__ import annotations
