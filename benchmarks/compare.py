@@ -29,7 +29,7 @@ PREDICTIONS = (*ESTIMATES, "trace")
 
 COUNTERS = ("peak_requested", "peak_allocated", "peak_reserved")
 
-WORDS = {"trace": "traced", "cuda": "measured", "published": "measured by others"}
+WORDS = {"trace": "traced", "cuda": "measured", "published": "published"}
 """What people are told: a trace is a simulation and is never called measured."""
 
 _MACHINE = ("gpu", "allocator", "cublas_workspace")

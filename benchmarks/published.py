@@ -117,13 +117,18 @@ def peaks(report: dict[str, Any]) -> list[dict[str, Any]]:
 def tables(report: dict[str, Any]) -> str:
     """Return the tables of docs/published.md, with a closing newline."""
     highest = peaks(report)
-    after = [row for row in report["rows"] if row["instant"] != "peak"]
     lines = ["Peaks of allocated bytes, tier A:", "", *_table("runs of", _by(highest, "source"))]
     lines += ["", *_table("method", _by(highest, "method"))]
     lines += ["", "What is left after a training step, tiers A and B:", ""]
-    lines += [*_table("method", _by(after, "method")), ""]
+    lines += _table("method", _by(_at(report, "after the step"), "method"))
+    lines += ["", "What is left after the last token, tier B:", ""]
+    lines += [*_table("family", _by(_at(report, "after generate"), "family")), ""]
     lines += [*_far_off(highest), "", *_ran_out(report), "", *_kept()]
     return "\n".join(lines) + "\n"
+
+
+def _at(report: dict[str, Any], instant: str) -> list[dict[str, Any]]:
+    return [row for row in report["rows"] if row["instant"] == instant]
 
 
 def _by(rows: list[dict[str, Any]], key: str) -> dict[str, list[dict[str, Any]]]:

@@ -28,7 +28,7 @@ def published_lines(report: dict[str, Any]) -> list[str]:
     """Return the table's rows of predictions against published measurements of tier A."""
     rows = published.peaks(report)
     return [
-        _line(one.name, "measured by others", one.count, [e for _, e in errors])
+        _line(one.name, "published measurements", one.count, [e for _, e in errors])
         for one in published.summaries(rows)
         for errors in [published.errors(rows, one.name)]
     ]
@@ -54,7 +54,7 @@ def table() -> str:
         *suite_lines(suites),
         "",
         "Errors are (predicted - reference) / reference of peak allocated bytes; plus is an",
-        "over-estimate. What others measured are prefills, generations, full, LoRA and QLoRA",
+        "over-estimate. Published are prefills, generations, full, LoRA and QLoRA",
         "fine-tunes from 0.5B to 70B, on the stacks they ran on, which are named presets",
         "(`--stack`): [docs/published.md](docs/published.md).",
     ]

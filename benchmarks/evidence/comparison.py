@@ -33,6 +33,13 @@ NAME = "published"
 
 DEFAULT_TIERS = ("A",)
 
+PHASES = {
+    "peak": "peak",
+    "after_step": "after the step",
+    "after_generate": "after generate",
+}
+"""What instants are called in tables."""
+
 
 def compare_published(
     tiers: Sequence[str] = DEFAULT_TIERS,
@@ -56,16 +63,17 @@ def compare_published(
         label = f"{row.row_id}: {case.label}"
         if row.outcome != "oom" and row.tier not in tiers:
             continue
-        if case.case_id not in known:
-            known[case.case_id] = predictions(case, label, left_out, estimator, trace)
-        answers = known[case.case_id]
+        case_id = case.case_id
+        if case_id not in known:
+            known[case_id] = predictions(case, label, left_out, estimator, trace)
+        answers = known[case_id]
         if row.outcome == "oom":
             assert row.capacity_bytes is not None
             peaks = {name: report.peak.allocated_bytes for name, report in answers.items()}
             ran_out.append(RanOut(label, row.capacity_bytes, peaks))
         elif (row.counter, row.instant) == ("allocated", "peak"):
             report = published_report(row, case, answers)
-            compared.append(Row(case.case_id, label, report, answers, keys=_own_keys(row)))
+            compared.append(Row(case_id, label, report, answers, keys=_own_keys(row)))
         else:
             further += _judge(row, case, label, answers)
     base, new = ("estimates", NAME) if estimates_first else (NAME, "estimates")
@@ -160,7 +168,8 @@ def _judge(
 ) -> Iterator[Judged]:
     assert row.size_bytes is not None
     assert row.counter is not None
-    phase = "peak" if row.instant == "peak" else "after the step"
+    assert row.instant is not None
+    phase = PHASES[row.instant]
     keys = {
         **case_keys(case.to_dict()),
         **_own_keys(row),

@@ -21,7 +21,7 @@ MEASUREMENTS = "measurements.jsonl"
 KEPT = "kept.jsonl"
 
 COUNTERS = ("allocated", "reserved", "device")
-INSTANTS = ("peak", "after_step")
+INSTANTS = ("peak", "after_step", "after_generate")
 TIERS = ("A", "B", "C")
 OUTCOMES = ("ok", "oom")
 
@@ -36,10 +36,10 @@ class PublishedRow:
 
     `value` and `unit` are as printed; `size_bytes` is what they mean, `resolution_bytes` half a
     unit of the last digit. `counter` and `instant` say what was counted when: `after_step` is the
-    end of a training step. `tier` is A where counter, unit and settings are all known, B where one
-    thing is missing or noisy, C where it is rounded or unclear. An `oom` row has no figure: the
-    run needed more than `capacity_bytes`. `reason` says why a row is no case. `caveat` says what
-    the case had to assume.
+    end of a training step, `after_generate` of the last token's. `tier` is A where counter, unit
+    and settings are all known, B where one thing is missing or noisy, C where it is rounded or
+    unclear. An `oom` row has no figure: the run needed more than `capacity_bytes`. `reason` says
+    why a row is no case. `caveat` says what the case had to assume.
     """
 
     row_id: str

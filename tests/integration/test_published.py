@@ -125,3 +125,16 @@ def test_what_is_left_after_a_step_is_met() -> None:
         left = report.phases[-1].end_allocated_bytes
         assert abs(relative_error(left, row.size_bytes)) < 0.0005, row.row_id
     assert answered >= 13
+
+
+def test_what_is_left_after_the_last_token_is_met() -> None:
+    rows = published_figures("allocated", "after_generate", tiers=("B",))
+    errors = []
+    for row in rows:
+        assert row.case is not None
+        assert row.size_bytes is not None
+        left = estimate(row.case).phases[-1].end_allocated_bytes
+        errors.append(abs(relative_error(left, row.size_bytes)))
+    assert len(errors) == 21
+    assert percentile(sorted(errors), 0.5) < 0.0005
+    assert max(errors) < 0.006
