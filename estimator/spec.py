@@ -376,6 +376,15 @@ class Layer:
         return (*self.attention.norms, *(norm for norm in around if norm is not None))
 
 
+@dataclass(frozen=True, slots=True)
+class HeadTransform:
+    """What stands between the last hidden states and the head: a linear, an activation, a norm."""
+
+    dense: Linear
+    activation: str
+    norm: Norm
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelSpec:
     """A causal language model. Counts are elements, not bytes. Equal only to itself.
@@ -416,6 +425,11 @@ class ModelSpec:
     logits_scaled: bool = False
     logits_softcap: bool = False
     embedding_norm: Norm | None = None
+    head_transform: HeadTransform | None = None
+    embedding_named: bool = True
+    """Whether the model's code names, beside the layers' input, the embeddings before the norm."""
+    positions_expanded: bool = False
+    """Whether rotary tables are made for each sequence in training (ModernBERT)."""
     fixed_positions: int = 0
     """Rows of a table of positions that is computed, not learned (XGLM)."""
     fixed_positions_cast: bool = False
@@ -431,6 +445,11 @@ class ModelSpec:
     returns_probabilities: bool = False
     """Whether layers return eager attention's probabilities, which the model's loop then holds
     until the next layer returns (GPT-J)."""
+
+    @property
+    def outer_linears(self) -> tuple[Linear, ...]:
+        """Linears outside the layers that adapters sit on and that are quantized."""
+        return () if self.head_transform is None else (self.head_transform.dense,)
 
     @property
     def positions_bounded(self) -> bool:
@@ -474,6 +493,12 @@ class ModelSpec:
             yield from layer.attention.parameters_apart
             yield from layer.mlp.parameters_apart
         yield from self.final_norm.shapes
+        if self.head_transform is not None:
+            dense = self.head_transform.dense
+            yield dense.weight_count
+            if dense.bias:
+                yield dense.outputs
+            yield from self.head_transform.norm.shapes
         if not self.tied:
             yield self.head.weight_count
         if self.head.bias:

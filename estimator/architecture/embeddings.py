@@ -50,7 +50,10 @@ def embeddings(tape: Tape, spec: ModelSpec, ctx: Context) -> tuple[Tensor, tuple
     if spec.embedding_norm is not None:
         hidden = norm(tape, out, spec.embedding_norm, ctx)
         _keep_leaf(tape, out, ctx)
-        return hidden, (out,)
+        if spec.embedding_named:
+            return hidden, (out,)
+        tape.drop(out)
+        return hidden, ()
     if spec.embedding_dropout and ctx.training:
         hidden = dropout(tape, out, spec.embedding_dropout, ctx)
         _keep_leaf(tape, out, ctx)

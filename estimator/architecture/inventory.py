@@ -106,13 +106,14 @@ def inventory(spec: ModelSpec, lora: Lora | None) -> Inventory:
     if lora is not None:
         for layer in spec.layers:
             adapters += adapter_tensors(layer, lora)
+        for linear in spec.outer_linears:
+            adapters += linear_adapters(linear, lora)
     buffers: list[int] = []
     if spec.rope_tables:
         # inv_freq and original_inv_freq, fp32, half of what is rotated each.
         buffers += [4 * (spec.rotary_dim // 2)] * spec.rope_tables
-    linears = tuple(
-        linear for layer in spec.layers for linear in layer.linears if not linear.own_class
-    )
+    inner = (linear for layer in spec.layers for linear in layer.linears)
+    linears = tuple(linear for linear in (*inner, *spec.outer_linears) if not linear.own_class)
     buffers += spec.buffers
     caches: tuple[int, ...] = ()
     if spec.rope_tables and spec.max_positions:
@@ -149,13 +150,18 @@ def adapter_tensors(layer: Layer, lora: Lora) -> Iterator[int]:
         for name in layer.mlp.adapted(lora.target_modules):
             yield from layer.mlp.adapter_counts(name, lora.r)
     for linear in layer.linears:
-        if not linear.adaptable:
-            continue
-        if lora.target_modules == "all-linear" or linear.name in lora.target_modules:
-            yield lora.r * linear.inputs
-            yield linear.outputs * lora.r
-            if lora.use_dora:
-                yield linear.outputs
+        yield from linear_adapters(linear, lora)
+
+
+def linear_adapters(linear: Linear, lora: Lora) -> Iterator[int]:
+    """Yield the elements of a linear's A [r, in], B [out, r], and DoRA's magnitudes [out]."""
+    if not linear.adaptable:
+        return
+    if lora.target_modules == "all-linear" or linear.name in lora.target_modules:
+        yield lora.r * linear.inputs
+        yield linear.outputs * lora.r
+        if lora.use_dora:
+            yield linear.outputs
 
 
 def position_table(case: Case, items: Inventory, loaded: bool) -> Held:

@@ -13,11 +13,13 @@ from estimator.architecture.context import Context
 from estimator.architecture.moe import feed_forward
 from estimator.architecture.norms import norm
 from estimator.architecture.parts import (
+    activation,
     add,
     capped,
     cast,
     dropout,
     half_weight,
+    linear,
     operands,
     parameter,
     product_input,
@@ -120,7 +122,9 @@ def final_norm(tape: Tape, x: Tensor, spec: ModelSpec, ctx: Context) -> Tensor:
 
 def logits(tape: Tape, x: Tensor, spec: ModelSpec, ctx: Context, rows: int) -> Tensor:
     """The head's product for `rows` tokens: [rows, vocabulary]."""
+    x = _transformed(tape, x, spec, ctx, rows)
     read = product_input(tape, x, ctx)
+    tape.drop(x)
     table = parameter(spec.head.weight_count, ctx.outer_width, ctx.full)
     weight = half_weight(tape, table, ctx)
     inputs: tuple[Tensor, ...] = (weight, read)
@@ -135,6 +139,21 @@ def logits(tape: Tape, x: Tensor, spec: ModelSpec, ctx: Context, rows: int) -> T
         tape.drop(out)
         out = scaled
     return capped(tape, out, "logits") if spec.logits_softcap else out
+
+
+def _transformed(tape: Tape, x: Tensor, spec: ModelSpec, ctx: Context, rows: int) -> Tensor:
+    """What the head reads: of `x`, which is borrowed, the wanted tokens' rows."""
+    transform = spec.head_transform
+    if transform is None:
+        return tape.alias(x)
+    wanted = tape.view(x, rows * spec.hidden_size)
+    inner = linear(tape, wanted, transform.dense, ctx)
+    tape.drop(wanted)
+    activated = activation(tape, inner, transform.activation)
+    tape.drop(inner)
+    out = norm(tape, activated, transform.norm, ctx)
+    tape.drop(activated)
+    return out
 
 
 def as_logits(x: Tensor) -> Tensor:

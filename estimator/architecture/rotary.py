@@ -6,6 +6,7 @@ who repeats cos and sin, and in what they still name at the end:
 - `tables`: all in the model's dtype (Llama);
 - `fp32_tables`: cos and sin in fp32, so that products are (OLMo);
 - `fp32_input`: queries and keys are copied to fp32 first (Cohere);
+- `fp32_twice`: they are copied once for each of the two products (ModernBERT);
 - `repeated`: each layer repeats its own cos and sin, pair by pair (GLM, Helium);
 - `fp32_repeated`: the same in fp32, each factor copied to fp32 (ERNIE 4.5);
 - `held_parts`: the attention names the rotated and the other part of each head to its end (Phi);
@@ -38,7 +39,8 @@ def table_bytes(spec: ModelSpec, ctx: Context) -> int:
     width = 4 if style in _FP32_TABLES else ctx.outer_width
     if style == "chunked":
         return ctx.queries * spec.rotary_dim * width
-    return 2 * ctx.queries * spec.rotary_dim * width
+    rows = ctx.tokens if spec.positions_expanded and ctx.training else ctx.queries
+    return 2 * rows * spec.rotary_dim * width
 
 
 def tables_saved(spec: ModelSpec) -> bool:
@@ -127,12 +129,20 @@ def rotate(tape: Tape, x: Tensor, tables: tuple[Tensor, ...]) -> Tensor:
 
 
 def _rotate(tape: Tape, x: Tensor, style: str, tables: tuple[Tensor, ...]) -> Tensor:
+    given = x
+    if style == "fp32_twice":
+        x = cast(tape, given, 4)
     first = _times_table(tape, x, style, tables[:1])
+    if style == "fp32_twice":
+        tape.drop(x)
+        x = cast(tape, given, 4)
     # Each slice's gradient is copied into zeros of the whole, the negated one's first.
     front, back = (tape.view(x, x.count // 2, x.size) for _ in range(2))
     negated = tape.op(back.count, x.width, (back,))
     halves = tape.op(x.count, x.width, (negated, front), grads=(PASS, PASS))
     tape.drop(negated, front, back)
+    if style == "fp32_twice":
+        tape.drop(x)
     if style == "fp32_repeated":
         narrow, halves = halves, cast(tape, halves, 4)
         tape.drop(narrow)

@@ -45,6 +45,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "vocab_size": 500,
         "max_position_embeddings": 1024,
     },
+    "modernbert-decoder": {
+        **SIZES,
+        "model_type": "modernbert-decoder",
+        "num_hidden_layers": 5,
+        "cls_token_id": 3,
+        "sep_token_id": 4,
+    },
     "xglm": {
         "model_type": "xglm",
         "d_model": 256,

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from estimator import Case, estimate
+from estimator.case import Lora
 from estimator.catalogue import entries
 from estimator.config_source import load_config
 from estimator.errors import ModelError, UnsupportedError
@@ -24,6 +25,7 @@ TYPES = (
     "falcon",
     "xglm",
     "ctrl",
+    "modernbert-decoder",
 )
 MODELS = [entry for entry in entries() if entry.model_type in TYPES]
 GPT: dict[str, Any] = {"n_embd": 256, "n_head": 8, "n_layer": 2, "vocab_size": 500}
@@ -69,6 +71,7 @@ def test_impossible_configurations_are_named(config: dict[str, Any], what: str) 
     [
         ({"model_type": "gptj", **GPT, "rotary_dim": None}, "rotary_dim null"),
         ({"model_type": "xglm", "layerdrop": 0.1}, "layerdrop"),
+        ({"model_type": "modernbert-decoder", "mlp_dropout": 0.1}, "mlp_dropout"),
         ({"model_type": "xglm", "add_cross_attention": True}, "add_cross_attention"),
         ({"model_type": "bloom", "slow_but_exact": True}, "slow_but_exact"),
         ({"model_type": "mpt", "attn_config": {"clip_qkv": 8}}, "clip_qkv"),
@@ -155,3 +158,21 @@ def test_ctrls_table_of_positions_is_loaded_in_fp32() -> None:
     grown = long[0].end_allocated_bytes - short[0].end_allocated_bytes
     assert grown == 4096 * 256 * 4
     assert long[1].end_allocated_bytes - short[1].end_allocated_bytes == 4096 * 256 * 2
+
+
+def test_what_stands_before_the_head_is_adapted_and_counted() -> None:
+    """ModernBERT transforms the last hidden states: a linear outside of all layers."""
+    config = {
+        "model_type": "modernbert-decoder",
+        "hidden_size": 256,
+        "intermediate_size": 400,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "vocab_size": 64,
+    }
+    case = Case(model=config, task="training", method="lora", lora=Lora(target_modules=("dense",)))
+    assert estimate(case).parameters.trainable == 16 * 2 * 256
+    windows = [
+        layer.attention.window for layer in spec_of({**config, "num_hidden_layers": 4}).layers
+    ]
+    assert windows == [None, 64, 64, None]
