@@ -22,7 +22,7 @@ class CaseQueue:
     and limits nothing. A case that asks for it, has no prediction, or needs more than the capacity
     runs alone. Two runs of one case never run at once, so that their repeats keep their numbers.
     `time_budget_s` is counted from now; a case starts only if as long as the longest one so far
-    (`first_guess_s` before there is one) is left.
+    (`first_guess_s` before there is one) is left, and as long as it is itself guessed to take.
     """
 
     def __init__(
@@ -47,10 +47,10 @@ class CaseQueue:
         """Return the next case that may start, waiting for room; None when there is no more."""
         with self._changed:
             while True:
-                if self._stopped or not self._waiting or not self._has_time():
+                if self._stopped or not any(map(self._has_time, self._waiting)):
                     return None
                 for index, candidate in enumerate(self._waiting):
-                    if self._fits(candidate):
+                    if self._has_time(candidate) and self._fits(candidate):
                         self._running.append(self._waiting.pop(index))
                         return candidate
                 self._changed.wait()
@@ -94,9 +94,10 @@ class CaseQueue:
         with self._changed:
             return tuple(self._waiting)
 
-    def _has_time(self) -> bool:
+    def _has_time(self, candidate: PlannedCase) -> bool:
         left = self.seconds_left()
-        return left is None or left >= (self._longest_s or self._first_guess_s)
+        longest_s = self._longest_s or self._first_guess_s
+        return left is None or left >= max(longest_s, candidate.seconds)
 
     def _turn(self, planned: PlannedCase) -> tuple[bool, int]:
         """Return what cases are sorted by."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -19,6 +19,7 @@ from benchmarks.plan import FAILED, Plan, PlannedCase
 from benchmarks.store import RecordStore
 from estimator.case import Case
 from profiler.record import Record
+from profiler.repeats import flag_if_unequal
 from profiler.requests import AS_USUAL, HowToRun
 
 
@@ -170,11 +171,13 @@ class _Crew:
                 recorded = self._store.of_case(planned.key)
                 if len(recorded) >= planned.wanted:
                     return Outcome(planned, "elsewhere", recorded[-1])
-                return self._run_claimed(worker, planned)
+                return self._run_claimed(worker, planned, recorded)
         finally:
             self._cases.finished(planned, time.monotonic() - start)
 
-    def _run_claimed(self, worker: CaseWorker, planned: PlannedCase) -> Outcome | None:
+    def _run_claimed(
+        self, worker: CaseWorker, planned: PlannedCase, earlier: Sequence[Record]
+    ) -> Outcome | None:
         left_s = self._cases.seconds_left()
         timeout_s = self._limits.timeout_s
         if left_s is not None:
@@ -196,6 +199,7 @@ class _Crew:
         if shares and not _is_its_own(record):
             self._cases.run_alone(planned)
             return None
+        record = flag_if_unequal(record, earlier)
         self._store.write(record, planned.key, repeat)
         return Outcome(planned, "ran", record)
 

@@ -29,6 +29,20 @@ def flag_unequal(records: Sequence[Record]) -> list[Record]:
     return [record.with_flags(f"{len(records)} repeats differ{spread}") for record in records]
 
 
+def flag_if_unequal(record: Record, earlier: Sequence[Record]) -> Record:
+    """Return a measured record, flagged if it is not equal to the byte to an earlier repeat's."""
+    if record.source != "cuda":
+        return record
+    others = [one for one in earlier if one.status == record.status == "ok"]
+    different = next((one for one in others if _measured(one) != _measured(record)), None)
+    if different is None or record.peak is None or different.peak is None:
+        return record
+    apart = abs(record.peak.allocated_bytes - different.peak.allocated_bytes)
+    return record.with_flags(
+        f"it differs from repeat {different.repeat}: peak allocated by {apart} B"
+    )
+
+
 def _measured(record: Record) -> tuple[object, ...]:
     peak, measurement = record.peak, record.measurement
     if peak is None:

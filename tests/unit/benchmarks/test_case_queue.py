@@ -169,3 +169,11 @@ def test_two_runs_of_one_case_are_never_at_work_together() -> None:
         assert not queue._fits(twice)
         queue.finished(once, 1.0)
         assert queue.take() == twice
+
+
+def test_a_case_that_is_guessed_to_take_too_long_is_passed_over() -> None:
+    long, short = replace(planned("l", 1), seconds=90.0), replace(planned("s", 1), seconds=20.0)
+    queue = CaseQueue([long, short], time_budget_s=60, first_guess_s=10, clock=lambda: 0.0)
+    assert queue.take() == short
+    assert queue.take() is None
+    assert queue.not_started() == (long,)

@@ -333,6 +333,27 @@ def test_repeats_are_all_made_where_one_had_to_be_run_again(
     assert len(store.of_case(planned.key)) == 3
 
 
+def test_a_repeat_that_differs_is_flagged_in_its_record(
+    store: RecordStore, make: SimpleNamespace
+) -> None:
+    sizes = iter([1000, 1000, 1512])
+    (planned,) = plan_of(make, 1).to_run
+    key = replace(planned.key, source="cuda")
+    runs = tuple(replace(planned, key=key, repeats=number, wanted=3) for number in range(3))
+
+    def answer(case: Case, how: HowToRun) -> Record:
+        record: Record = make.record(case, next(sizes), source="cuda", repeat=how.repeat)
+        return record
+
+    card = Card(make, answer)
+    run_plan(Plan("s", "cuda", (), runs), store, lambda: card, Limits(), lambda outcome: None)
+    assert [record.flags for record in store.of_case(key)] == [
+        (),
+        (),
+        ("it differs from repeat 1: peak allocated by 512 B",),
+    ]
+
+
 def test_out_of_memory_alone_is_a_result(store: RecordStore, make: SimpleNamespace) -> None:
     card = Card(make, lambda case, how: make.failure(case, "oom"))
     limits = Limits(jobs=2, capacity_bytes=10**12)
