@@ -10,11 +10,12 @@ import click
 
 from app.commands.baseline import folder_option
 from app.options import asked_quiet
+from estimator.case import Case
 from estimator.errors import GpumemError, RecordError
 from estimator.report import SCHEMA_VERSION
 
 if TYPE_CHECKING:
-    from benchmarks.report.evidence import JudgedSet
+    from benchmarks.report.evidence import ReferenceSet
     from benchmarks.sides import Side
     from estimator.coefficients import Calibration
     from profiler.trace.story import Story
@@ -61,16 +62,15 @@ def report(
     RECORDS are folders of records, or record files; without any, results/records and the folders
     in out/ that hold records. The file needs nothing else: no script, no font, no network.
     """
-    from benchmarks.evidence.rows import published_figures
+    from benchmarks.evidence.comparison import compare_published
     from benchmarks.history import tell_history
-    from benchmarks.report.evidence import judge
+    from benchmarks.report.evidence import gather
     from benchmarks.report.page import Contents, write_summary
     from profiler.provenance import code_version
 
     quiet = asked_quiet(ctx, quiet)
     sides = _sides(records)
-    rows = published_figures() if published else ()
-    sets, left_out = judge(sides, rows)
+    sets, left_out = gather(sides, compare_published() if published else None)
     kept = _baselines(folder)
     history = tell_history([*kept, *sides])
     if not sets and not history.cases:
@@ -98,7 +98,7 @@ def report(
         for one in sets:
             first = one.summaries[0]
             click.echo(
-                f"{first.name} against {len(one.cases)} {one.word} cases: median "
+                f"{first.name} against {len(one.rows)} {one.word} cases: median "
                 f"{100 * first.median:.2f} %, worst {100 * first.worst:+.2f} %"
             )
         click.echo(f"report: {output}")
@@ -129,7 +129,7 @@ def _calibrations() -> tuple[Calibration, ...]:
     return tuple({one.evidence_hash + one.name: one for one in (*shipped, *stored)}.values())
 
 
-def _stories(sets: tuple[JudgedSet, ...], quiet: bool) -> dict[str, Story]:
+def _stories(sets: tuple[ReferenceSet, ...], quiet: bool) -> dict[str, Story]:
     """Trace the worst cases; those that cannot be traced are shown by their phases."""
     from importlib.util import find_spec
 
@@ -137,7 +137,9 @@ def _stories(sets: tuple[JudgedSet, ...], quiet: bool) -> dict[str, Story]:
         return {}
     from benchmarks.report.page import WORST
 
-    cases = {judged.case.case_id: judged.case for one in sets for judged in one.worst(WORST)}
+    cases = {
+        row.case_id: Case.from_dict(row.reference.case) for one in sets for row in one.worst(WORST)
+    }
     if not quiet:
         click.echo(f"tracing the {len(cases)} worst cases for their timelines", err=True)
     from profiler.trace import trace_run
@@ -159,19 +161,14 @@ def _stories(sets: tuple[JudgedSet, ...], quiet: bool) -> dict[str, Story]:
     return stories
 
 
-def _json(output: Path, sets: tuple[JudgedSet, ...]) -> dict[str, Any]:
+def _json(output: Path, sets: tuple[ReferenceSet, ...]) -> dict[str, Any]:
     from benchmarks.group_tables import summary_json
 
     return {
         "schema_version": SCHEMA_VERSION,
         "report": str(output),
         "summaries": [
-            {
-                "against": one.word,
-                **summary_json(summary),
-                "margin_95": one.margin(summary.name, 0.95),
-                "margin_99": one.margin(summary.name, 0.99),
-            }
+            {"against": one.word, **summary_json(summary)}
             for one in sets
             for summary in one.summaries
         ],

@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from benchmarks.compare import WORDS
+from benchmarks.compare import PREDICTIONS, WORDS, Row
 from benchmarks.history import CaseHistory, Figure, History
 from benchmarks.history_tables import format_change, reason, steps_between
 from benchmarks.html_report import (
@@ -21,7 +21,8 @@ from benchmarks.html_report import (
     write_page,
 )
 from benchmarks.report.distribution import draw_distribution
-from benchmarks.report.evidence import KINDS, PREDICTIONS, Judged, JudgedSet
+from benchmarks.report.evidence import KINDS, ReferenceSet, kind_of
+from benchmarks.report.evidence import WORDS as SHORT_WORDS
 from benchmarks.report.ranges import draw_range
 from benchmarks.report.timelines import draw_phases, draw_story
 from benchmarks.scatter import Point, Series, draw_scatter
@@ -31,6 +32,9 @@ from estimator.units import format_both, format_error, format_gb
 from profiler.environment import Environment
 from profiler.trace.story import Story
 
+GROUPED = (("method", "dtype"), ("family",))
+"""The keys by which errors are broken down."""
+
 WORST = 10
 """How many of a set's cases are shown with their timelines."""
 
@@ -39,7 +43,7 @@ WORST = 10
 class Contents:
     """Everything a report tells of; `stories` are timelines by `Case.case_id`."""
 
-    sets: tuple[JudgedSet, ...]
+    sets: tuple[ReferenceSet, ...]
     history: History | None = None
     calibrations: tuple[Calibration, ...] = ()
     environments: tuple[Environment, ...] = ()
@@ -51,14 +55,19 @@ class Contents:
 
 @dataclass(frozen=True, slots=True)
 class WorstCase:
-    """One of the cases that are furthest off, with its pictures."""
+    """One of the cases that are furthest off, with its pictures.
 
-    case: Judged
+    `reason` says why the estimate's peak is where it is, `printed` how a published figure was
+    printed, and where.
+    """
+
+    row: Row
     errors: tuple[tuple[str, str], ...]
     bars: tuple[Bar, ...]
     timeline: Markup | None
     traced: bool
     reason: str | None
+    printed: str | None
 
 
 def write_summary(contents: Contents, path: Path) -> None:
@@ -82,13 +91,14 @@ def render_summary(contents: Contents) -> str:
             words=[one.word for one in sets],
             predictions=PREDICTIONS,
             scatters=[(one, list(_scatters(one))) for one in sets],
+            groups=[(one, [(keys, one.groups(keys)) for keys in GROUPED]) for one in sets],
             distributions=[(one, list(_distributions(one))) for one in sets],
             compositions=list(_compositions(sets)),
             worst=[
-                (one, [_worst(case, one, contents.stories or {}) for case in one.worst(WORST)])
+                (one, [_worst(row, one, contents.stories or {}) for row in one.worst(WORST)])
                 for one in sets
             ],
-            bars=[(one, [(case, _bars(case, one.word)) for case in one.cases]) for one in sets],
+            bars=[(one, [(row, _bars(row)) for row in one.rows]) for one in sets],
             components=[name for name in COMPONENTS if _is_used(sets, name)],
             history=None if contents.history is None else _history(contents.history),
             calibrations=[(one, _ranges(one)) for one in contents.calibrations],
@@ -100,44 +110,47 @@ def render_summary(contents: Contents) -> str:
     )
 
 
-def _scatters(one: JudgedSet) -> Iterator[tuple[str, int, Markup]]:
+def _scatters(one: ReferenceSet) -> Iterator[tuple[str, int, Markup]]:
     """Yield (kind of run, cases, picture), a kind of run each."""
-    for kind in KINDS:
-        cases = [case for case in one.cases if case.kind == kind]
+    for kind, rows in _by_kind(one):
         series = tuple(
-            Series(name, f"mark-{PREDICTIONS.index(name)}", tuple(_points(cases, name)))
+            Series(name, f"mark-{PREDICTIONS.index(name)}", tuple(_points(rows, name)))
             for name in one.names
         )
         if any(item.points for item in series):
             picture = draw_scatter(series, f"{one.word} peak, GB", "predicted peak, GB")
-            yield kind, len(cases), picture
+            yield kind, len(rows), picture
 
 
-def _points(cases: Sequence[Judged], name: str) -> Iterator[Point]:
-    for case in cases:
-        report = case.predicted.get(name)
-        if report is not None:
+def _by_kind(one: ReferenceSet) -> Iterator[tuple[str, list[Row]]]:
+    for kind in KINDS.values():
+        rows = [row for row in one.rows if kind_of(row) == kind]
+        if rows:
+            yield kind, rows
+
+
+def _points(rows: Sequence[Row], name: str) -> Iterator[Point]:
+    for row in rows:
+        report = row.compared.get(name)
+        if report is not None and report.peak.allocated_bytes > 0:
             size_bytes = report.peak.allocated_bytes
-            label = f"{case.label}, {format_gb(size_bytes)}, {format_error(case.error(name))}"
-            yield Point(case.reference_bytes, size_bytes, label)
+            label = f"{row.label}, {format_gb(size_bytes)}, {format_error(row.error(name))}"
+            yield Point(row.reference.peak.allocated_bytes, size_bytes, label)
 
 
-def _distributions(one: JudgedSet) -> Iterator[tuple[str, Markup]]:
+def _distributions(one: ReferenceSet) -> Iterator[tuple[str, Markup]]:
     for name in one.names:
-        errors = [case.error(name) for case in one.cases if name in case.predicted]
+        errors = [row.error(name) for row in one.rows if name in row.compared]
         yield name, draw_distribution(f"{name} against {one.word}", errors)
 
 
-def _compositions(sets: Sequence[JudgedSet]) -> Iterator[tuple[str, tuple[Bar, ...]]]:
+def _compositions(sets: Sequence[ReferenceSet]) -> Iterator[tuple[str, tuple[Bar, ...]]]:
     """Yield what the bytes of each kind of run are, over all its cases, by source."""
     for one in sets:
-        for kind in KINDS:
-            cases = [case for case in one.cases if case.kind == kind]
-            sources: list[tuple[str, list[MemoryReport]]] = [
-                (one.word, [case.report for case in cases if case.report is not None])
-            ]
+        for kind, rows in _by_kind(one):
+            sources = [(one.word, [row.reference for row in rows if _is_told_apart(row)])]
             sources += [
-                (name, [case.predicted[name] for case in cases if name in case.predicted])
+                (name, [row.compared[name] for row in rows if name in row.compared])
                 for name in one.names
             ]
             bars = tuple(
@@ -147,6 +160,12 @@ def _compositions(sets: Sequence[JudgedSet]) -> Iterator[tuple[str, tuple[Bar, .
             )
             if bars:
                 yield f"{kind} ({one.word} cases)", bars
+
+
+def _is_told_apart(row: Row) -> bool:
+    """Whether anything is known of what the reference's bytes are: of published ones it is not."""
+    reference = row.reference
+    return reference.components.unattributed_bytes < reference.peak.allocated_bytes
 
 
 def _mean_segments(reports: Sequence[MemoryReport]) -> tuple[Segment, ...]:
@@ -163,33 +182,33 @@ def _mean_segments(reports: Sequence[MemoryReport]) -> tuple[Segment, ...]:
     )
 
 
-def _worst(case: Judged, one: JudgedSet, stories: dict[str, Story]) -> WorstCase:
-    story = stories.get(case.case.case_id)
-    first = case.predicted[PREDICTIONS[0]]
+def _worst(row: Row, one: ReferenceSet, stories: dict[str, Story]) -> WorstCase:
+    story = stories.get(row.case_id)
+    first = row.compared[PREDICTIONS[0]]
     marks = [(PREDICTIONS[0], first.peak.allocated_bytes, "level-first")]
     if one.word != "traced":
-        marks.append((one.word, case.reference_bytes, "level-reference"))
+        marks.append((one.word, row.reference.peak.allocated_bytes, "level-reference"))
     if story is not None:
         timeline = draw_story(story, marks)
     else:
-        known = [] if case.report is None else [(one.word, case.report)]
+        known = [(one.word, row.reference)] if row.reference.phases else []
         timeline = draw_phases([*known, (PREDICTIONS[0], first)], marks[1:])
     return WorstCase(
-        case,
-        tuple(
-            (name, format_error(case.error(name))) for name in one.names if name in case.predicted
-        ),
-        _bars(case, one.word),
+        row,
+        tuple((n, format_error(row.error(n))) for n in one.names if n in row.compared),
+        _bars(row),
         timeline,
         story is not None,
         first.peak.reason,
+        row.reference.peak.reason if one.word == "published" else None,
     )
 
 
-def _bars(case: Judged, word: str) -> tuple[Bar, ...]:
+def _bars(row: Row) -> tuple[Bar, ...]:
     """Return a case's bars, on one scale: the longest of them is the full width."""
-    reports = [] if case.report is None else [(word, case.report)]
-    reports += [(name, case.predicted[name]) for name in PREDICTIONS if name in case.predicted]
+    reports = [(name, row.compared[name]) for name in PREDICTIONS if name in row.compared]
+    word = SHORT_WORDS[row.reference.source]
+    reports.insert(0, (word, row.reference))
     full_bytes = max(report.components.total_bytes for _, report in reports)
     return tuple(
         Bar(
@@ -201,12 +220,12 @@ def _bars(case: Judged, word: str) -> tuple[Bar, ...]:
     )
 
 
-def _is_used(sets: Sequence[JudgedSet], component: str) -> bool:
+def _is_used(sets: Sequence[ReferenceSet], component: str) -> bool:
     return any(
         getattr(report.components, f"{component}_bytes") > 0
         for one in sets
-        for case in one.cases
-        for report in (*case.predicted.values(), *([case.report] if case.report else []))
+        for row in one.rows
+        for report in (row.reference, *row.compared.values())
     )
 
 
