@@ -66,6 +66,14 @@ def style() -> dict[str, Any]:
     }
 
 
+def calls(page: gr.Blocks) -> dict[str | int, int]:
+    """Return how many values each of the page's functions takes, by its name and its number."""
+    counts: dict[str | int, int] = {}
+    for number, function in page.fns.items():
+        counts[number] = counts[function.api_name] = len(function.inputs)
+    return counts
+
+
 def _estimate_tab(page: gr.Blocks, first: Pages, search: Search) -> None:
     async def fits(*values: Any) -> str:
         return await search(state_of(list(values)))
@@ -80,8 +88,9 @@ def _estimate_tab(page: gr.Blocks, first: Pages, search: Search) -> None:
             more = gr.HTML(first.more, elem_id="gm-more", elem_classes="gm-answer")
     values = [widgets[field.name] for field in FIELDS]
     parts = [summary, main, more]
-    typed = gr.on(
-        [widget.input for name, widget in widgets.items() if name != "preset"],
+    # Not `input`: it misses what is pasted, and radio buttons chosen by the keyboard.
+    changed = gr.on(
+        [widget.change for name, widget in widgets.items() if name != "preset"],
         _answer,
         values,
         parts,
@@ -90,8 +99,7 @@ def _estimate_tab(page: gr.Blocks, first: Pages, search: Search) -> None:
     )
     filled = [widgets[name] for name in preset_numbers(next(iter(PRESETS)))]
     preset = widgets["preset"]
-    chosen = preset.input(_fill_in, [preset], filled, api_name="preset", **_EVENT)
-    chosen = chosen.then(_answer, values, parts, api_name="answer_preset", **_EVENT)
+    preset.change(_fill_in, [preset], filled, api_name="preset", **_EVENT)
     opened = page.load(
         _open,
         [widgets["config"]],
@@ -101,8 +109,8 @@ def _estimate_tab(page: gr.Blocks, first: Pages, search: Search) -> None:
         api_name="open",
         **_EVENT,
     )
-    for number, event in enumerate((typed, chosen, opened)):
-        event.then(fits, values, [fitting], api_name=f"fits_{number}", **_EVENT)
+    changed.then(fits, values, [fitting], api_name="fits", **_EVENT)
+    opened.then(fits, values, [fitting], api_name="fits_first", **_EVENT)
 
 
 def _form() -> dict[str, Any]:

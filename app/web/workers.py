@@ -36,7 +36,7 @@ class Workers:
 
     def stop(self) -> None:
         """End them."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.shutdown(cancel_futures=True)
 
 
 def _new_pool() -> ProcessPoolExecutor:

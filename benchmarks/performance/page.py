@@ -92,7 +92,7 @@ def visit(visitor: Visitor, changes: int, think_s: float, found: Latencies) -> N
         visitor.change()
         answered = visitor.ask("answer")
         found.answer.append(answered)
-        found.fits.append(answered + visitor.ask("fits_0"))
+        found.fits.append(answered + visitor.ask("fits"))
 
 
 def read_form(port: int) -> dict[str, Any]:

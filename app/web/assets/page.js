@@ -55,10 +55,14 @@
       summary.setAttribute("role", "status");
       summary.setAttribute("aria-live", "polite");
     }
-    // Gradio's groups of radio buttons have a heading, but no name.
-    document.querySelectorAll("#gm-form fieldset:not([aria-label])").forEach((group) => {
+    // Gradio's groups of radio buttons have a heading, but no name, and arrow keys do not move
+    // within them, for each button has a name of its own.
+    document.querySelectorAll("#gm-form fieldset").forEach((group) => {
       const heading = group.querySelector("[data-testid=block-info]");
-      if (heading) group.setAttribute("aria-label", heading.textContent.trim());
+      if (heading && !group.ariaLabel) group.ariaLabel = heading.textContent.trim();
+      group.querySelectorAll("input[type=radio]").forEach((button) => {
+        if (button.name !== group.id) button.name = group.id;
+      });
     });
     showLink();
   };
@@ -71,5 +75,7 @@
     const button = event.target.closest("[data-copy]");
     if (button) copy(button);
   });
-  new MutationObserver(prepare).observe(document.documentElement, { childList: true, subtree: true });
+  new MutationObserver(prepare).observe(document.documentElement, {
+    childList: true, subtree: true, attributes: true, attributeFilter: ["name"],
+  });
 })();

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from app.web.fields import DEFAULTS
-from app.web.server import MAX_BODY_BYTES, Guard, bind
+from app.web.guard import MAX_BODY_BYTES, Guard
+from app.web.server import bind
 from estimator.errors import GpumemError
 
 FORM = list(DEFAULTS.values())
+CALLS: dict[str | int, int] = {"answer": len(FORM), 0: len(FORM), "open": 1, 2: 1}
 
 
 def ask(method: str, path: str, *chunks: bytes) -> tuple[int, dict[bytes, bytes], bytes]:
@@ -37,8 +39,8 @@ def ask(method: str, path: str, *chunks: bytes) -> tuple[int, dict[bytes, bytes]
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": method, "path": path}
-    asyncio.run(Guard(inner)(scope, receive, send))
+    scope = {"type": "http", "method": method, "path": path, "headers": []}
+    asyncio.run(Guard(inner, CALLS)(scope, receive, send))
     return sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"]
 
 
@@ -69,30 +71,47 @@ def test_everything_else_is_not(method: str, path: str) -> None:
     assert json.loads(body) == {"error": "gpumem: there is no such page"}
 
 
-def call(data: Any) -> tuple[int, bytes]:
-    body = json.dumps({"data": data}).encode()
-    status, _, answered = ask("POST", "/gradio_api/run/answer", body[:10], body[10:])
-    return status, answered
+def call(name: str, **body: Any) -> tuple[int, Any]:
+    text = json.dumps(body).encode()
+    status, _, answered = ask("POST", f"/gradio_api/run/{name}", text[:10], text[10:])
+    return status, json.loads(answered)
 
 
-def test_a_form_is_let_through_whole() -> None:
-    status, body = call(FORM)
+def test_a_call_is_let_through_without_what_gradio_need_not_know() -> None:
+    status, passed = call("answer", data=FORM, session_hash="mine", batched=True, event_id="x")
     assert status == 200
-    assert json.loads(body)["data"] == FORM
-    assert call(["?task=training"])[0] == 200
+    assert passed == {"data": FORM, "session_hash": "page"}
+    status, passed = call("predict", data=["?task=training"], fn_index=2, trigger_id=5)
+    assert status == 200
+    assert passed == {"data": ["?task=training"], "session_hash": "page", "fn_index": 2}
 
 
 @pytest.mark.parametrize(
-    "data", [FORM[:-1], [*FORM, 1], None, {}, [{"path": "/etc/passwd"}], [[1]], [], "x"]
+    ("name", "body"),
+    [
+        ("answer", {"data": FORM[:-1]}),
+        ("answer", {"data": [*FORM, 1]}),
+        ("answer", {"data": None}),
+        ("answer", {"data": "x"}),
+        ("answer", {}),
+        ("open", {"data": [{"path": "/etc/passwd"}]}),
+        ("open", {"data": [[1]]}),
+        ("open", {"data": [float("nan")]}),
+        ("nothing", {"data": FORM}),
+        ("predict", {"data": FORM}),
+        ("predict", {"data": FORM, "fn_index": 99}),
+        ("predict", {"data": FORM, "fn_index": False}),
+        ("predict", {"data": FORM, "fn_index": "answer"}),
+    ],
 )
-def test_other_calls_are_one_sentence(data: Any) -> None:
-    status, body = call(data)
+def test_other_calls_are_refused_in_one_sentence(name: str, body: dict[str, Any]) -> None:
+    status, answered = call(name, **body)
     assert status == 400
-    assert json.loads(body)["error"].startswith("gpumem: ")
+    assert answered["error"].startswith("gpumem: ")
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[" * 100_000, b"\xff", b"3", b"null"])
-def test_what_is_not_json_is_refused(body: bytes) -> None:
+@pytest.mark.parametrize("body", [b"", b"{", b"[" * 100_000, b"\xff", b"3", b"null", b"[]"])
+def test_what_is_not_a_json_object_is_refused(body: bytes) -> None:
     assert ask("POST", "/gradio_api/run/predict", body)[0] == 400
 
 
