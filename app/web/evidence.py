@@ -11,19 +11,22 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-from benchmarks.error_summary import ErrorSummary, summarize
+from benchmarks.error_summary import ErrorSummary
 from benchmarks.evidence.rows import FOLDER, MEASUREMENTS, published_figures
-from benchmarks.readme_table import REPORTS, SUITES
+from benchmarks.published import NAMES, REPORT, errors, peaks, read_report, summaries
+from benchmarks.readme_table import SUITES
 from benchmarks.scatter import Point, Series
 from estimator.case import Case
 from estimator.config_source import load_config
 from estimator.errors import GpumemError
 from estimator.families import parse_spec
 
-PUBLISHED = REPORTS / "published_fms_a100.json"
+MEASURED = "measured by others"
+
+_SUITES = {"inference": "inference", "full": "training"}
+"""The suite of the same kind of runs, by a published row's method; the others train adapters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +44,15 @@ class ErrorRow:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A case that others measured: their figure of peak allocated bytes, as precise as printed."""
+    """A case that others measured: their figure of peak allocated bytes, as precise as printed.
+
+    `error` is that of our estimate of it, a share with its sign; None where there is none.
+    """
 
     case: Case
     parameters: int | None
     allocated_bytes: int
+    error: float | None
     gpu: str
     framework: str
     source: str
@@ -71,21 +78,23 @@ class Evidence:
 @cache
 def read_evidence() -> Evidence:
     """Read what is there, once."""
+    report: dict[str, Any] = read_report() if REPORT.exists() else {"rows": []}
     return Evidence(
-        (*_published_rows(), *_suite_rows()), tuple(_scatter()), tuple(_measured_cases())
+        (*_published_rows(report), *_suite_rows()),
+        tuple(_scatter(report)),
+        tuple(_measured_cases(report)),
     )
 
 
-def known_error(case: Case, source: str) -> ErrorRow | None:
-    """Return a source's errors over the traced suite that is most like a case."""
+def known_error(case: Case, source: str) -> tuple[ErrorRow, ...]:
+    """Return a source's errors over what is most like a case: measured by others, and traced."""
     suite = "inference" if not case.training else "peft" if case.method == "lora" else "training"
-    reference = _traced(suite)
-    found = [
+    references = (_measured(suite), _traced(suite))
+    return tuple(
         row
         for row in read_evidence().rows
-        if row.prediction == source and row.reference == reference
-    ]
-    return found[0] if found else None
+        if row.prediction == source and row.reference in references
+    )
 
 
 def nearest_cases(case: Case, count: int = 3) -> tuple[Nearest, ...]:
@@ -136,14 +145,20 @@ def _parameters(case: Case) -> int | None:
         return None
 
 
-def _measured_cases() -> list[Measured]:
+def _measured_cases(report: Mapping[str, Any]) -> list[Measured]:
     if not (FOLDER / MEASUREMENTS).exists():
         return []
+    ours = {
+        row["id"]: row["predicted"]["architecture"] / row["published_bytes"] - 1
+        for row in report["rows"]
+        if row["instant"] == "peak" and "architecture" in row["predicted"]
+    }
     return [
         Measured(
             row.case,
             _parameters(row.case),
             row.size_bytes,
+            ours.get(row.row_id),
             row.gpu,
             row.framework,
             row.source,
@@ -153,16 +168,16 @@ def _measured_cases() -> list[Measured]:
     ]
 
 
-def _published_rows() -> list[ErrorRow]:
-    rows: list[Any] = _read(PUBLISHED, [])
-    tables = []
-    for instant, words in (("peak", "peak"), ("after_step", "after the step")):
-        chosen = [row for row in rows if row["instant"] == instant]
-        errors = [(row["label"], row["relative_error"]) for row in chosen]
-        if errors:
-            summary = summarize("trace", errors)
-            tables.append(_row(summary, f"measured, published (A100, {words})"))
-    return tables
+def _published_rows(report: Mapping[str, Any]) -> list[ErrorRow]:
+    rows = peaks(dict(report))
+    groups: dict[str, list[dict[str, Any]]] = {MEASURED: rows}
+    for row in rows:
+        groups.setdefault(_measured(_SUITES.get(row["method"], "peft")), []).append(row)
+    return [_row(one, name) for name, group in groups.items() for one in summaries(group)]
+
+
+def _measured(kind: str) -> str:
+    return f"{MEASURED} ({kind})"
 
 
 def _row(summary: ErrorSummary, reference: str) -> ErrorRow:
@@ -178,7 +193,9 @@ def _row(summary: ErrorSummary, reference: str) -> ErrorRow:
 
 
 def _suite_rows() -> list[ErrorRow]:
-    suites: Mapping[str, Any] = _read(SUITES, {})
+    if not SUITES.exists():
+        return []
+    suites: Mapping[str, Any] = json.loads(SUITES.read_text(encoding="utf-8"))
     return [
         ErrorRow(
             summary["name"],
@@ -198,15 +215,22 @@ def _traced(suite: str) -> str:
     return f"traced (suite {suite}): simulated, not measured"
 
 
-def _scatter() -> list[Series]:
-    rows: list[Any] = _read(PUBLISHED, [])
-    points = tuple(
-        Point(row["published_bytes"], row["traced_bytes"], row["label"])
-        for row in rows
-        if row["instant"] == "peak"
-    )
-    return [Series("trace", "mark-0", points)] if points else []
-
-
-def _read(path: Path, default: Any) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+def _scatter(report: Mapping[str, Any]) -> list[Series]:
+    """Return every predictor's points, ours first; each predictor has a mark of its own."""
+    rows = peaks(dict(report))
+    return [
+        Series(
+            name,
+            f"mark-{number}",
+            tuple(
+                Point(row["published_bytes"], row["predicted"][name], label)
+                for row, (label, _) in zip(
+                    [row for row in rows if name in row["predicted"]],
+                    errors(rows, name),
+                    strict=True,
+                )
+            ),
+        )
+        for number, name in enumerate(NAMES)
+        if any(name in row["predicted"] for row in rows)
+    ]

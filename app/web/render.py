@@ -92,8 +92,8 @@ def _more(found: Answer) -> str:
         "more",
         answer=found,
         components=COMPONENTS,
-        error=None if case is None else known_error(case, "article"),
-        our_error=None if case is None else known_error(case, "architecture"),
+        article_errors=() if case is None else known_error(case, "article"),
+        our_errors=() if case is None else known_error(case, "architecture"),
         nearest=() if case is None or found.report is None else nearest_cases(case),
         has_measured=bool(read_evidence().measured),
     )
@@ -128,7 +128,7 @@ def render_evidence() -> str:
     evidence = read_evidence()
     scatter = None
     if evidence.series:
-        scatter = draw_scatter(evidence.series, "measured, published, GB", "traced, GB")
+        scatter = draw_scatter(evidence.series, "measured by others, GB", "predicted, GB")
     return _render("evidence", evidence=evidence, scatter=scatter, has_any=bool(evidence.rows))
 
 

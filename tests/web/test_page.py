@@ -179,7 +179,9 @@ def test_the_evidence(visitor: Any) -> None:
     page = visitor.open()
     page.get_by_role("tab", name="Evidence").click()
     expect(page.get_by_role("heading", name="How wrong is it?")).to_be_visible()
-    expect(page.get_by_role("img", name=re.compile("traced, GB against measured"))).to_be_visible()
+    expect(
+        page.get_by_role("img", name=re.compile("predicted, GB against measured"))
+    ).to_be_visible()
 
 
 def test_the_keyboard_is_enough(visitor: Any) -> None:

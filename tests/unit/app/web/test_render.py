@@ -130,7 +130,7 @@ def test_evidence_is_the_stored_reports() -> None:
 def test_without_results_nothing_is_invented(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evidence, "PUBLISHED", tmp_path / "none.json")
+    monkeypatch.setattr(evidence, "REPORT", tmp_path / "none.json")
     monkeypatch.setattr(evidence, "SUITES", tmp_path / "none.json")
     monkeypatch.setattr(evidence, "FOLDER", tmp_path)
     evidence.read_evidence.cache_clear()
