@@ -408,7 +408,7 @@ class ModelSpec:
     vocab_size: int
     hidden_size: int
     layers: tuple[Layer, ...]
-    final_norm: Norm
+    final_norm: Norm | None
     head: Linear
     tied: bool
     position_rows: int = 0
@@ -430,6 +430,8 @@ class ModelSpec:
     """Whether the model's code names, beside the layers' input, the embeddings before the norm."""
     positions_expanded: bool = False
     """Whether rotary tables are made for each sequence in training (ModernBERT)."""
+    token_types: int = 0
+    """Rows of a learned table of token types (BERT)."""
     fixed_positions: int = 0
     """Rows of a table of positions that is computed, not learned (XGLM)."""
     fixed_positions_cast: bool = False
@@ -438,7 +440,8 @@ class ModelSpec:
     """Whether the model's class supports gradient checkpointing."""
     mask_style: str = "additive"
     """Which masks there are: eager attention's are `additive` ones in the weights' dtype, or
-    `boolean` ones, which backward needs (MPT); Falcon makes one `always`, or one `by_head`."""
+    `boolean` ones, which backward needs (MPT); Falcon makes one `always`, or one `by_head`; BERT,
+    where it is no decoder, has `none`."""
     attentions: tuple[str, ...] = ("sdpa", "eager", "flash_attention_2")
     """Attentions that the model's class supports and that have a formula; without sdpa
     transformers takes eager instead."""
@@ -481,6 +484,8 @@ class ModelSpec:
         yield self.vocab_size * self.hidden_size
         if self.position_rows:
             yield self.position_rows * self.hidden_size
+        if self.token_types:
+            yield self.token_types * self.hidden_size
         if self.embedding_norm is not None:
             yield from self.embedding_norm.shapes
         for layer in self.layers:
@@ -492,7 +497,8 @@ class ModelSpec:
                 yield from norm.shapes
             yield from layer.attention.parameters_apart
             yield from layer.mlp.parameters_apart
-        yield from self.final_norm.shapes
+        if self.final_norm is not None:
+            yield from self.final_norm.shapes
         if self.head_transform is not None:
             dense = self.head_transform.dense
             yield dense.weight_count

@@ -23,13 +23,14 @@ def embeddings(tape: Tape, spec: ModelSpec, ctx: Context) -> tuple[Tensor, tuple
     """
     count = ctx.tokens * spec.hidden_size
     table = parameter(spec.vocab_size * spec.hidden_size, ctx.outer_width, ctx.full)
-    sort = (8 * ctx.tokens, 8 * ctx.tokens) if ctx.tokens > 3072 else ()
-    out = tape.op(count, ctx.outer_width, (table,), temporaries=sort)
+    out = tape.op(count, ctx.outer_width, (table,), temporaries=_sort(ctx.tokens))
     if spec.embedding_scaled:
         scaled = tape.op(count, ctx.width, (out,))
         tape.drop(out)
         out = scaled
     out = _with_input_grads(out, ctx)
+    if spec.position_rows and spec.embedding_norm is not None:
+        return _normed_sum(tape, out, spec, ctx), ()
     if spec.position_rows:
         rows = parameter(spec.position_rows * spec.hidden_size, ctx.width, ctx.full)
         own = spec.positions_counted and ctx.training
@@ -64,6 +65,38 @@ def embeddings(tape: Tape, spec: ModelSpec, ctx: Context) -> tuple[Tensor, tuple
     return out, ()
 
 
+def _normed_sum(tape: Tape, out: Tensor, spec: ModelSpec, ctx: Context) -> Tensor:
+    """BERT's: tokens, their types and positions, a norm, a dropout; `out` is consumed.
+
+    Source: transformers/models/bert/modeling_bert.py, `BertEmbeddings.forward`.
+    """
+    parts = [out]
+    total = tape.alias(out)
+    if spec.token_types:
+        table = parameter(spec.token_types * spec.hidden_size, ctx.width, ctx.full)
+        types = tape.op(out.count, ctx.width, (table,), temporaries=_sort(ctx.tokens))
+        parts.append(types)
+        before, total = total, tape.op(out.count, out.width, (total, types), grads=(PASS, PASS))
+        tape.drop(before)
+    rows = parameter(spec.position_rows * spec.hidden_size, ctx.width, ctx.full)
+    own = spec.positions_counted and ctx.training
+    positions = _positions(tape, rows, ctx.tokens if own else ctx.queries, spec, ctx)
+    part = PASS if own else positions.size
+    before, total = total, tape.op(out.count, out.width, (total, positions), grads=(PASS, part))
+    tape.drop(before)
+    normed = norm(tape, total, spec.embedding_norm, ctx)
+    tape.drop(total)
+    hidden = dropout(tape, normed, spec.embedding_dropout, ctx)
+    _keep_leaf(tape, out, ctx)
+    tape.drop(normed, positions, *parts)
+    return hidden
+
+
+def _sort(indices: int) -> tuple[int, ...]:
+    """What the backward pass of a look-up holds: more than 3072 indices are sorted first."""
+    return (8 * indices, 8 * indices) if indices > 3072 else ()
+
+
 def _with_fixed_positions(
     tape: Tape, out: Tensor, spec: ModelSpec, ctx: Context
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -95,9 +128,10 @@ def _with_input_grads(x: Tensor, ctx: Context) -> Tensor:
 
 def _positions(tape: Tape, rows: Tensor, count: int, spec: ModelSpec, ctx: Context) -> Tensor:
     """Look `count` positions up, which OPT counts from 2: the indices are saved."""
-    sort = (8 * count, 8 * count) if count > 3072 else ()
     indices = (8 * count,) if spec.position_offset else ()
-    return tape.op(count * spec.hidden_size, ctx.width, (rows,), temporaries=sort, aux=indices)
+    return tape.op(
+        count * spec.hidden_size, ctx.width, (rows,), temporaries=_sort(count), aux=indices
+    )
 
 
 def _keep_leaf(tape: Tape, x: Tensor, ctx: Context) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from estimator.architecture import alibi, falcon, fp32_scores, inlined, split
+from estimator.architecture import alibi, falcon, fp32_scores, inlined, post_norm, split
 from estimator.architecture.attentions import self_attention
 from estimator.architecture.context import Context
 from estimator.architecture.moe import feed_forward
@@ -31,6 +31,7 @@ from estimator.spec import Layer, ModelSpec, Norm
 LAYERS: dict[str, Callable[[Tape, Tensor, Layer, Context], Tensor]] = {
     "inlined": inlined.inlined_layer,
     "inlined_flat": inlined.flat_layer,
+    "post_norm": post_norm.post_norm_layer,
     "falcon": falcon.falcon_layer,
     "bloom": alibi.bloom_layer,
     "split_parallel": split.parallel_layer,

@@ -19,6 +19,8 @@ def attention_masks(spec: ModelSpec, ctx: Context) -> Masks:
     windows = spec.masks or tuple({layer.attention.window for layer in spec.layers})
     keys = {window: layer_keys(window, ctx) for window in windows}
     rows = ctx.batch * ctx.queries
+    if spec.mask_style == "none":
+        return {}
     if ctx.attention == "flash_attention_2" or ctx.cache == "paged":
         # Kernels of pages know what a page holds.
         return {}

@@ -9,6 +9,7 @@ from functools import lru_cache
 from estimator.config_source import ModelConfig
 from estimator.errors import UnsupportedError
 from estimator.families import (
+    bert,
     bloom_mpt,
     deepseek,
     falcon,
@@ -76,6 +77,13 @@ PARSERS: dict[str, Callable[[ConfigReader], ModelSpec]] = {
     "gpt-sw3": gpt2.parse,
     "gpt_bigcode": gpt2.parse_bigcode,
     "gpt_neox": gpt_neox.parse,
+    "bert": bert.parse,
+    "ernie": bert.parse,
+    "bert-generation": bert.parse_generation,
+    "roberta": bert.parse_roberta,
+    "xlm-roberta": bert.parse_roberta,
+    "camembert": bert.parse_roberta,
+    "data2vec-text": bert.parse_roberta,
     "modernbert-decoder": modernbert.parse,
     "xglm": xglm_ctrl.parse_xglm,
     "ctrl": xglm_ctrl.parse_ctrl,

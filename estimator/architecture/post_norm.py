@@ -1,0 +1,39 @@
+"""Formulas of layers whose norms stand behind the sums: BERT's, run as a decoder.
+
+Source: transformers/models/bert/modeling_bert.py (`BertLayer.forward`, `BertSelfOutput.forward`).
+"""
+
+from __future__ import annotations
+
+from estimator.architecture.attentions import self_attention
+from estimator.architecture.context import Context
+from estimator.architecture.norms import norm
+from estimator.architecture.parts import activation, add, dropout, linear
+from estimator.architecture.tape import Tape, Tensor
+from estimator.spec import Layer, Mlp, Norm
+
+
+def post_norm_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
+    """Attention, sum, norm, plain MLP, sum, norm; the MLP's inner product is named to the end."""
+    assert isinstance(spec.mlp, Mlp)
+    attended, probabilities = self_attention(tape, x, spec.attention, ctx)
+    h = _summed(tape, attended, x, spec.attention_out_norm, spec.dropout, ctx)
+    inner = linear(tape, h, spec.mlp.up, ctx)
+    hidden = activation(tape, inner, spec.mlp.activation)
+    tape.drop(inner)
+    fed = linear(tape, hidden, spec.mlp.down, ctx)
+    out = _summed(tape, fed, h, spec.mlp_out_norm, spec.dropout, ctx)
+    tape.drop(hidden, h, probabilities)
+    return out
+
+
+def _summed(
+    tape: Tape, x: Tensor, residual: Tensor, after: Norm | None, p: float, ctx: Context
+) -> Tensor:
+    """Dropout, sum with the residual, norm; `x` is consumed."""
+    dropped = dropout(tape, x, p, ctx)
+    tape.drop(x)
+    total = add(tape, dropped, residual)
+    out = norm(tape, total, after, ctx)
+    tape.drop(total, dropped)
+    return out
