@@ -45,6 +45,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "vocab_size": 500,
         "max_position_embeddings": 1024,
     },
+    "bert": {"model_type": "bert", **SIZES},
+    "bert, decoder": {"model_type": "bert", **SIZES, "is_decoder": True},
+    "roberta": {"model_type": "roberta", **SIZES},
+    "bert-generation": {"model_type": "bert-generation", **SIZES},
     "modernbert-decoder": {
         **SIZES,
         "model_type": "modernbert-decoder",

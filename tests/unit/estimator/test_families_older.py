@@ -71,6 +71,8 @@ def test_impossible_configurations_are_named(config: dict[str, Any], what: str) 
     [
         ({"model_type": "gptj", **GPT, "rotary_dim": None}, "rotary_dim null"),
         ({"model_type": "xglm", "layerdrop": 0.1}, "layerdrop"),
+        ({"model_type": "bert", "add_cross_attention": True}, "add_cross_attention"),
+        ({"model_type": "ernie", "use_task_id": True}, "use_task_id"),
         ({"model_type": "modernbert-decoder", "mlp_dropout": 0.1}, "mlp_dropout"),
         ({"model_type": "xglm", "add_cross_attention": True}, "add_cross_attention"),
         ({"model_type": "bloom", "slow_but_exact": True}, "slow_but_exact"),
