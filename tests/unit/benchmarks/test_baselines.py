@@ -12,6 +12,7 @@ from benchmarks.baselines import BaselineError
 from benchmarks.compare import CompareError, compare_records
 from benchmarks.sides import Side
 from benchmarks.store import CaseKey, RecordStore
+from benchmarks.suite import load_suite
 from benchmarks.thresholds import find_drops, find_offenders, parse_thresholds
 from estimator.errors import RecordError
 from profiler.record import Record
@@ -175,3 +176,10 @@ def test_a_case_that_is_gone_fails_where_the_baseline_must_be_met(
     (missing,) = find_offenders(compare_records(base, new, whole=True), limits)
     assert missing.fails
     assert missing.label == gone.label
+
+
+def test_the_projects_own_baseline_is_of_the_smoke_suite() -> None:
+    kept = baselines.load("smoke", Path(__file__).parents[3] / "results" / "baselines").side
+    wanted = {(entry.case.case_id, "trace") for entry in load_suite("smoke").cases}
+    assert set(kept.cases) == wanted, "make baseline takes the present suite over"
+    assert {entry.record.status for entry in kept.cases.values()} == {"ok"}
