@@ -98,7 +98,7 @@ def _draw(rng: random.Random, bounds: Bounds) -> Case:
         fields["gradient_checkpointing"] &= spec.checkpointable
     else:
         fields["cache"] = rng.choice(("dynamic", "dynamic", "dynamic", "static"))
-        if fields["attention"] == "flash_attention_2":
+        if fields["attention"] == "flash_attention_2" or fields["cache"] not in spec.caches:
             fields["cache"] = "dynamic"
         fields["max_new_tokens"] = min(
             _between(rng, *bounds.max_new_tokens), max(1, longest - fields["sequence_length"])

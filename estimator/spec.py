@@ -445,6 +445,8 @@ class ModelSpec:
     attentions: tuple[str, ...] = ("sdpa", "eager", "flash_attention_2")
     """Attentions that the model's class supports and that have a formula; without sdpa
     transformers takes eager instead."""
+    caches: tuple[str, ...] = ("dynamic", "static", "quantized", "paged")
+    """Caches that the model's class runs with and that have a formula."""
     returns_probabilities: bool = False
     """Whether layers return eager attention's probabilities, which the model's loop then holds
     until the next layer returns (GPT-J)."""

@@ -63,6 +63,11 @@ def _as_supported(case: Case, spec: ModelSpec) -> tuple[Case, tuple[str, ...]]:
         raise UnsupportedError(
             f"{spec.model_type} of transformers supports no gradient checkpointing"
         )
+    if not case.training and case.cache not in spec.caches:
+        raise UnsupportedError(
+            f"the architecture formulas do not know cache {case.cache!r} of {spec.model_type}: "
+            f"use cache {' or '.join(spec.caches)}"
+        )
     if case.attention in spec.attentions:
         return case, _quantization_lines(case, spec)
     if case.attention == "sdpa":

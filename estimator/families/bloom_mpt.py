@@ -55,6 +55,7 @@ def parse_bloom(reader: ConfigReader) -> ModelSpec:
         rope_tables=0,
         embedding_norm=norm,
         attentions=("eager",),
+        caches=("dynamic",),
         returns_probabilities=True,
     )
 
@@ -104,6 +105,7 @@ def parse_mpt(reader: ConfigReader) -> ModelSpec:
         max_positions=reader.size("max_seq_len", default=2048),
         mask_style="boolean",
         attentions=("eager",),
+        caches=("dynamic", "quantized"),
         returns_probabilities=True,
     )
 

@@ -77,5 +77,6 @@ def parse(reader: ConfigReader) -> ModelSpec:
         max_positions=reader.size("max_position_embeddings", default=2048),
         mask_style="by_head" if alibi else "always",
         attentions=("sdpa", "eager"),
+        caches=("dynamic", "quantized") if alibi else ("dynamic", "static", "quantized"),
         returns_probabilities=True,
     )

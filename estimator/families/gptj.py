@@ -73,6 +73,7 @@ def _parse(reader: ConfigReader, fused: bool) -> ModelSpec:
         # Each layer has sines and cosines of all positions, fp32.
         buffers=(4 * positions * rotary_dim,) * count,
         attentions=("eager",),
+        caches=("dynamic", "static", "quantized"),
         returns_probabilities=True,
     )
 
@@ -123,6 +124,7 @@ def parse_gpt_neo(reader: ConfigReader) -> ModelSpec:
         # Each layer has a causal mask of all positions, one byte an entry.
         buffers=(positions * positions,) * count,
         attentions=("eager",),
+        caches=("dynamic", "static", "quantized"),
         returns_probabilities=True,
     )
 

@@ -60,6 +60,7 @@ def parse_xglm(reader: ConfigReader) -> ModelSpec:
         rope_tables=0,
         max_positions=positions,
         attentions=("eager",),
+        caches=("dynamic",),
     )
 
 

@@ -178,3 +178,15 @@ def test_what_stands_before_the_head_is_adapted_and_counted() -> None:
         layer.attention.window for layer in spec_of({**config, "num_hidden_layers": 4}).layers
     ]
     assert windows == [None, 64, 64, None]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "cache"),
+    [("bloom", "static"), ("mpt", "static"), ("xglm", "quantized"), ("gptj", "paged")],
+)
+def test_a_cache_that_a_class_does_not_run_with_is_refused(model_type: str, cache: Any) -> None:
+    case = Case(model={"model_type": model_type}, sequence_length=64, cache=cache)
+    with pytest.raises(
+        UnsupportedError, match=f"cache '{cache}' of {model_type}: use cache dynamic"
+    ):
+        estimate(case)
