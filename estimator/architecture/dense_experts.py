@@ -59,7 +59,7 @@ def _experts(tape: Tape, x: Tensor, spec: Moe, ctx: Context) -> Tensor:
     first = parameter(spec.stacked("gate_up"), ctx.width, ctx.full)
     both = tape.op(rows * spec.up_features, x.width, (first, x), operands(x, first))
     gate, up = tape.split(both, (both.count // 2,) * 2, both.size)
-    activated = activation(tape, gate, spec.activation)
+    activated = activation(tape, gate, spec.activation, ctx)
     product = multiply(tape, up, activated)
     tape.drop(activated)
     second = parameter(spec.stacked("down"), ctx.width, ctx.full)

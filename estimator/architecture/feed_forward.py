@@ -22,11 +22,11 @@ def mlp(tape: Tape, x: Tensor, spec: Mlp, ctx: Context, viewed: bool = True) -> 
         if spec.activation == "xielu":
             hidden = xielu(tape, inner, ctx)
         else:
-            hidden = activation(tape, inner, spec.activation)
+            hidden = activation(tape, inner, spec.activation, ctx)
         tape.drop(inner)
     else:
         gate = linear(tape, x, spec.gate, ctx, viewed)
-        activated = activation(tape, gate, spec.activation)
+        activated = activation(tape, gate, spec.activation, ctx)
         tape.drop(gate)
         up = linear(tape, x, spec.up, ctx, viewed)
         saves = operands(activated, up)
@@ -48,7 +48,7 @@ def _fused_gate(tape: Tape, x: Tensor, spec: Mlp, ctx: Context) -> Tensor:
     both = linear(tape, x, spec.up, ctx)
     half = both.count // 2
     gate, up = tape.split(both, (half, half), both.size)
-    activated = activation(tape, gate, spec.activation)
+    activated = activation(tape, gate, spec.activation, ctx)
     product = multiply(tape, up, activated)
     tape.drop(both, up, activated)
     out = linear(tape, product, spec.down, ctx)

@@ -6,18 +6,19 @@ Source: transformers/integrations/moe.py, `_default_apply_gate`; models/gpt_oss/
 
 from __future__ import annotations
 
+from estimator.architecture.context import Context
 from estimator.architecture.parts import activation, multiply, scale
 from estimator.architecture.tape import PASS, Tape, Tensor
 from estimator.spec import Moe
 
 
-def gated(tape: Tape, inner: Tensor, spec: Moe) -> Tensor:
+def gated(tape: Tape, inner: Tensor, spec: Moe, ctx: Context) -> Tensor:
     """act(gate) * up, of the two halves of one tensor (borrowed)."""
     if spec.gate_style == "clamped_pairs":
         return _clamped_pairs(tape, inner)
     half = inner.count // 2
     gate, up = tape.split(inner, (half, half), inner.size)
-    activated = activation(tape, gate, spec.activation)
+    activated = activation(tape, gate, spec.activation, ctx)
     out = tape.op(half, inner.width, (up, activated), (activated, up))
     tape.drop(activated, gate, up)
     return out

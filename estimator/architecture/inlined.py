@@ -36,7 +36,7 @@ def _layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context, viewed: bool) -> Te
     normed = norm(tape, h, spec.post_norm, ctx)
     inner = linear(tape, normed, spec.mlp.up, ctx, viewed)
     tape.drop(normed)
-    hidden = activation(tape, inner, spec.mlp.activation)
+    hidden = activation(tape, inner, spec.mlp.activation, ctx)
     tape.drop(inner)
     fed = linear(tape, hidden, spec.mlp.down, ctx, viewed)
     tape.drop(hidden)

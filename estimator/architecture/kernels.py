@@ -74,7 +74,7 @@ def attend(
     `by_head` is whether queries (and keys) lie in memory as [B, heads, Q, d].
     """
     if ctx.amp is not None:
-        return _under_autocast(tape, query, key, value, spec, ctx), None
+        return _under_autocast(tape, query, key, value, spec, ctx, by_head), None
     chosen = kernel(spec, ctx)
     if ctx.slots and ctx.attention == "sdpa" and not masked(spec, ctx):
         # A prefill reads no further than its prompt (sdpa_attention_forward cuts the rest off).
@@ -97,12 +97,18 @@ def attend(
 
 
 def _under_autocast(
-    tape: Tape, query: Tensor, key: Tensor, value: Tensor, spec: Attention, ctx: Context
+    tape: Tape,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    spec: Attention,
+    ctx: Context,
+    by_head: bool,
 ) -> Tensor:
     """Autocast hands sdpa queries, keys and values in half precision."""
     inner = replace(ctx, width=AMP_WIDTH, half=ctx.amp, amp=None)
     q, k, v = (cast(tape, x, AMP_WIDTH) for x in (query, key, value))
-    out, _ = attend(tape, q, k, v, spec, inner)
+    out, _ = attend(tape, q, k, v, spec, inner, by_head)
     tape.drop(q, k, v)
     return out
 

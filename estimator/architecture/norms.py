@@ -171,12 +171,16 @@ def _layer_norm(tape: Tape, x: Tensor, spec: Norm, ctx: Context) -> Tensor:
     weight, `OlmoLayerNorm` has none and computes in fp32.
     """
     rows = x.count // spec.size
-    given = cast(tape, x, 4) if spec.kind == "layer_fp32" else tape.alias(x)
+    # Autocast has it computed, and handed on, in fp32.
+    wide = spec.kind == "layer_fp32" or ctx.amp is not None
+    given = cast(tape, x, 4) if wide else tape.alias(x)
     affine = [parameter(size, x.width, ctx.full) for size in spec.shapes]
     plus_one = None
     if spec.kind == "layer_plus_one":
         plus_one = tape.op(spec.size, x.width, (affine[0],))
         affine[0] = plus_one
+    if wide:
+        affine = [cast(tape, tensor, 4) for tensor in affine]
     inputs = (given, *affine)
     out = tape.op(x.count, given.width, inputs, inputs[:2], aux=(4 * rows, 4 * rows))
     tape.drop(given, plus_one)

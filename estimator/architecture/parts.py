@@ -57,7 +57,10 @@ def product_input(tape: Tape, x: Tensor, ctx: Context) -> Tensor:
 def multiply(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
     """`a * b`, same shapes: saves each where the other requires grad."""
     saves = operands(a, b)
-    return tape.op(a.count, max(a.width, b.width), (b, a), saves)
+    width = max(a.width, b.width)
+    # The gradient of a narrower factor is cast once it is made.
+    wide = (a.count * width,) if a.width != b.width else ()
+    return tape.op(a.count, width, (b, a), saves, temporaries=wide)
 
 
 def scale(tape: Tape, x: Tensor) -> Tensor:
@@ -174,12 +177,14 @@ def adapter(
     return out
 
 
-def activation(tape: Tape, x: Tensor, name: str) -> Tensor:
-    """The activation function of an MLP.
+def activation(tape: Tape, x: Tensor, name: str, ctx: Context) -> Tensor:
+    """The activation function of an MLP; under autocast powers are computed in fp32.
 
     Raises:
         KeyError: a name without a formula; `known_activation` tells beforehand.
     """
+    if ctx.amp and name in _WITH_POWERS:
+        return _WITH_POWERS[name](tape, x, 4)
     return _ACTIVATIONS[name](tape, x)
 
 
@@ -198,33 +203,43 @@ def _saves_output(tape: Tape, x: Tensor) -> Tensor:
     return tape.op(x.count, x.width, (x,), saves_out=True)
 
 
-def _relu2(tape: Tape, x: Tensor) -> Tensor:
+def _power(tape: Tape, x: Tensor, width: int | None) -> Tensor:
+    """`x**n` in `width` bytes an element (None for its own): backward makes x**(n - 1), and n times
+    it."""
+    read = cast(tape, x, width or x.width)
+    size = read.size
+    out = tape.op(x.count, read.width, (read,), (read,), temporaries=(size, size))
+    tape.drop(read)
+    return out
+
+
+def _relu2(tape: Tape, x: Tensor, power_width: int | None = None) -> Tensor:
     """relu(x)**2, both of whose steps save the relu.
 
     Source: transformers/activations.py, `ReLUSquaredActivation`.
     """
     positive = _saves_output(tape, x)
-    out = tape.op(x.count, x.width, (positive,), (positive,), temporaries=(x.size, x.size))
+    out = _power(tape, positive, power_width)
     tape.drop(positive)
     return out
 
 
-def _gelu_new(tape: Tape, x: Tensor) -> Tensor:
+def _gelu_new(tape: Tape, x: Tensor, power_width: int | None = None) -> Tensor:
     """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x**3))), operation by operation.
 
     Source: transformers/activations.py, `NewGELUActivation`.
     """
     half = scale(tape, x)
-    cube = tape.op(x.count, x.width, (x,), (x,), temporaries=(x.size, x.size))
+    cube = _power(tape, x, power_width)
     cube_scaled = scale(tape, cube)
     tape.drop(cube)
     inner = add(tape, x, cube_scaled)
     tape.drop(cube_scaled)
     inner_scaled = scale(tape, inner)
     tape.drop(inner)
-    tanh = tape.op(x.count, x.width, (inner_scaled,), saves_out=True)
+    tanh = tape.op(inner_scaled.count, inner_scaled.width, (inner_scaled,), saves_out=True)
     tape.drop(inner_scaled)
-    plus_one = tape.op(x.count, x.width, (tanh,), grads=(PASS,))
+    plus_one = tape.op(tanh.count, tanh.width, (tanh,), grads=(PASS,))
     tape.drop(tanh)
     out = multiply(tape, half, plus_one)
     tape.drop(half, plus_one)
@@ -264,6 +279,8 @@ def _bloom_gelu(tape: Tape, x: Tensor) -> Tensor:
     factors = (x.size, x.size)
     return tape.op(x.count, x.width, (x,), (x,), scratch=factors, temporaries=(x.size,) * 4)
 
+
+_WITH_POWERS = {"relu2": _relu2, "gelu_new": _gelu_new}
 
 _ACTIVATIONS = {
     "silu": _saves_input,

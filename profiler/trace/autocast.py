@@ -20,10 +20,13 @@ _HALF_FUNCTIONS = (
     (torch, ("matmul", "mm", "bmm", "addmm", "baddbmm", "addbmm")),
     (torch.Tensor, ("matmul", "__matmul__", "mm", "bmm", "addmm", "baddbmm")),
 )
+_FP32_ELEMENTWISE = ("pow", "square", "rsqrt", "reciprocal", "exp", "expm1", "log", "log1p")
+"""square is made of pow, which autocast sees."""
+
 _FP32_FUNCTIONS = (
     (torch.nn.functional, ("softmax", "log_softmax", "layer_norm", "cross_entropy", "softplus")),
-    (torch, ("softmax", "log_softmax", "pow", "rsqrt", "exp", "log", "cumsum", "layer_norm")),
-    (torch.Tensor, ("softmax", "pow", "__pow__", "rsqrt", "exp", "log", "cumsum")),
+    (torch, ("softmax", "log_softmax", "cumsum", "layer_norm", *_FP32_ELEMENTWISE)),
+    (torch.Tensor, ("softmax", "cumsum", "__pow__", *_FP32_ELEMENTWISE)),
 )
 _WITH_DTYPE = {"softmax", "log_softmax", "cumsum"}
 """Functions that are left alone where the caller names a dtype."""
