@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from estimator.architecture.context import AMP_WIDTH, MAX_FLASH_HEAD, Context
-from estimator.architecture.parts import capped, cast, dropout, operands, scale
+from estimator.architecture.parts import capped, cast, dropout, operands, product_input, scale
 from estimator.architecture.sdpa_math import math_attention
 from estimator.architecture.sinks import softmax_with_sinks
-from estimator.architecture.tape import PASS, Tape, Tensor
+from estimator.architecture.tape import NEW, PASS, Tape, Tensor
 from estimator.spec import Attention
 from estimator.units import round_up
 
@@ -73,7 +73,7 @@ def attend(
 
     `by_head` is whether queries (and keys) lie in memory as [B, heads, Q, d].
     """
-    if ctx.amp is not None:
+    if ctx.amp is not None and ctx.attention != "eager":
         return _under_autocast(tape, query, key, value, spec, ctx, by_head), None
     chosen = kernel(spec, ctx)
     if ctx.slots and ctx.attention == "sdpa" and not masked(spec, ctx):
@@ -260,32 +260,35 @@ def _eager(
     fused = spec.groups == 1 and not by_head and key.storage is query.storage
     copied = B > 1 or fused
     copy_queries = copied and not by_head
-    q_mat = laid_out(tape, query, B * Q * a * d) if copy_queries else tape.alias(query)
+    width = ctx.width if ctx.amp is None else AMP_WIDTH
+    q_read, k_read = product_input(tape, query, ctx), product_input(tape, keys, ctx)
+    q_mat = laid_out(tape, q_read, B * Q * a * d) if copy_queries else tape.alias(q_read)
     copy_values = copied and not repeated and not (ctx.cached and spec.groups == 1)
     copy_keys = copy_values and not by_head
-    k_mat = laid_out(tape, keys, B * K * a * d) if copy_keys else tape.alias(keys)
-    raw = tape.op(scores_count, ctx.width, (q_mat, k_mat), operands(q_mat, k_mat))
-    tape.drop(q_mat, k_mat)
+    k_mat = laid_out(tape, k_read, B * K * a * d) if copy_keys else tape.alias(k_read)
+    raw = tape.op(scores_count, width, (q_mat, k_mat), operands(q_mat, k_mat))
+    tape.drop(q_mat, k_mat, q_read, k_read)
     scores = scale(tape, raw)
     tape.drop(raw)
     if spec.softcap:
         scores = capped(tape, scores)
     if ctx.queries > 1 or ctx.cached:
-        biased = add_mask(tape, scores)
+        biased = add_mask(tape, scores, ctx.width)
         tape.drop(scores)
         scores = biased
     held: tuple[Tensor, ...] = ()
     if spec.sinks:
         probabilities, held = softmax_with_sinks(tape, scores, spec, ctx)
     else:
-        probabilities = softmax(tape, scores, spec, ctx)
+        probabilities = softmax(tape, scores, spec, ctx, query.width)
     tape.drop(scores)
     weights = dropout(tape, probabilities, spec.dropout, ctx)
     tape.drop(probabilities)
-    v_mat = laid_out(tape, values, v_count) if copy_values else tape.alias(values)
-    product = tape.op(out_count, ctx.width, (weights, v_mat), operands(weights, v_mat))
-    tape.drop(v_mat)
-    out = tape.op(out_count, ctx.width, (product,), grads=(PASS,))
+    w_read, v_read = product_input(tape, weights, ctx), product_input(tape, values, ctx)
+    v_mat = laid_out(tape, v_read, v_count) if copy_values else tape.alias(v_read)
+    product = tape.op(out_count, width, (w_read, v_mat), operands(w_read, v_mat))
+    tape.drop(v_mat, w_read, v_read)
+    out = tape.op(out_count, width, (product,), grads=(PASS,))
     tape.drop(product, *held)
     if spec.groups > 1:
         tape.drop(keys, values)
@@ -297,16 +300,28 @@ def laid_out(tape: Tape, x: Tensor, count: int) -> Tensor:
     return tape.op(count, x.width, (x,), grads=(PASS if count == x.count else x.size,))
 
 
-def add_mask(tape: Tape, scores: Tensor) -> Tensor:
-    """`scores + mask`: a new tensor that passes its gradient on."""
-    return tape.op(scores.count, scores.width, (scores,), grads=(PASS,))
+def add_mask(tape: Tape, scores: Tensor, mask_width: int = 0) -> Tensor:
+    """`scores + mask`: a new tensor that passes its gradient on, cast where the mask is wider."""
+    width = max(scores.width, mask_width)
+    grads = (PASS if width == scores.width else NEW,)
+    return tape.op(scores.count, width, (scores,), grads=grads)
 
 
-def softmax(tape: Tape, scores: Tensor, spec: Attention, ctx: Context) -> Tensor:
+def softmax(
+    tape: Tape, scores: Tensor, spec: Attention, ctx: Context, width: int | None = None
+) -> Tensor:
     """Softmax saves its output; in fp32 and cast back where the family asks for it.
 
-    fp16 is read and written as fp32 by one kernel; bf16 is copied to fp32 before.
+    fp16 is read and written as fp32 by one kernel; bf16 is copied to fp32 before. Under autocast
+    it is in fp32 for all, and cast to `width`, the queries'.
     """
+    if ctx.amp is not None:
+        scores32 = cast(tape, scores, 4)
+        wide = tape.op(scores.count, 4, (scores32,), saves_out=True)
+        tape.drop(scores32)
+        out = cast(tape, wide, width or ctx.width)
+        tape.drop(wide)
+        return out
     if spec.eager == "plain" or ctx.width == 4:
         return tape.op(scores.count, scores.width, (scores,), saves_out=True)
     if ctx.half == "float16":

@@ -150,7 +150,7 @@ def _transformed(tape: Tape, x: Tensor, spec: ModelSpec, ctx: Context, rows: int
     wanted = tape.view(x, rows * spec.hidden_size)
     inner = linear(tape, wanted, transform.dense, ctx)
     tape.drop(wanted)
-    activated = activation(tape, inner, transform.activation)
+    activated = activation(tape, inner, transform.activation, ctx)
     tape.drop(inner)
     out = norm(tape, activated, transform.norm, ctx)
     tape.drop(activated)
