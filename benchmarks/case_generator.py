@@ -117,6 +117,8 @@ def _training(rng: random.Random) -> dict[str, Any]:
         "gradient_accumulation_steps": rng.choice((1, 1, 1, 2)),
         "keep_logits": rng.random() < 0.25,
     }
+    if rng.random() < 0.3:
+        fields["mixed_precision"] = "bf16"
     if fields["optimizer"] == "sgd":
         fields["momentum"] = rng.choice((0.0, 0.9))
     return fields

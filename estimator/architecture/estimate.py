@@ -96,7 +96,9 @@ def _refuse(case: Case, spec: ModelSpec) -> None:
     _refuse_dropout_on_experts(case, spec)
     _refuse_adapters_on_routers(case, spec)
     reasons = {
-        f"mixed_precision {case.mixed_precision!r} here": _amp_unknown(case, spec),
+        f"mixed_precision {case.mixed_precision!r} in inference": (
+            case.mixed_precision is not None and not case.training
+        ),
         f"stack {case.stack!r} with other norms than RMSNorm": _norms_unknown(case, spec),
         "DoRA on stacked experts (peft has none)": _dora_experts(case, spec),
         f"activation {spec.layers[0].mlp.activation!r}": not known_activation(
@@ -144,26 +146,6 @@ def _refuse_adapters_on_routers(case: Case, spec: ModelSpec) -> None:
             "where peft fails: name others, such as q_proj and v_proj",
             field="lora.target_modules",
         )
-
-
-def _amp_unknown(case: Case, spec: ModelSpec) -> bool:
-    """Whether autocast has no formula here: inference, eager attention, and other blocks than
-    Llama's (their casts have not been worked out)."""
-    if case.mixed_precision is None:
-        return False
-    plain = all(
-        layer.attention.rotary_style == "tables"
-        and layer.attention.recipe == "standard"
-        and layer.attention.output_norm is None
-        and layer.attention.rotary
-        and layer.attention.qk_norm is None
-        and layer.attention.fused is None
-        and layer.mlp.activation in ("silu", "gelu", "gelu_pytorch_tanh")
-        and layer.input_norm is not None
-        and layer.input_norm.kind == "rms"
-        for layer in set(spec.layers)
-    )
-    return not plain or not case.training or case.attention == "eager"
 
 
 def _norms_unknown(case: Case, spec: ModelSpec) -> bool:

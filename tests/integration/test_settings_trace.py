@@ -107,3 +107,14 @@ def test_steps_of_a_quantized_cache_are_skipped_without_a_difference(
     skipped = trace_case(case)
     monkeypatch.setattr(session, "_played_steps", lambda _, steps: list(range(steps)))
     assert skipped.phases == trace_case(case).phases
+
+
+GPT2 = {"model_type": "gpt2", "n_embd": 512, "n_layer": 3, "n_head": 8, "vocab_size": 32_000}
+PHI = {**LLAMA, "model_type": "phi", "num_key_value_heads": 8, "partial_rotary_factor": 0.5}
+
+
+@pytest.mark.parametrize("model", [LLAMA, GPT2, PHI], ids=["llama", "gpt2", "phi"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_autocast(model: dict[str, Any], dtype: str, attention: str) -> None:
+    agree(model, **TRAINING, dtype=dtype, mixed_precision="bf16", attention=attention)
