@@ -19,7 +19,7 @@ def post_norm_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
     attended, probabilities = self_attention(tape, x, spec.attention, ctx)
     h = _summed(tape, attended, x, spec.attention_out_norm, spec.dropout, ctx)
     inner = linear(tape, h, spec.mlp.up, ctx)
-    hidden = activation(tape, inner, spec.mlp.activation)
+    hidden = activation(tape, inner, spec.mlp.activation, ctx)
     tape.drop(inner)
     fed = linear(tape, hidden, spec.mlp.down, ctx)
     out = _summed(tape, fed, h, spec.mlp_out_norm, spec.dropout, ctx)
