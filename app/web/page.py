@@ -61,7 +61,7 @@ def style() -> dict[str, Any]:
     return {
         "theme": gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
         "css": _asset("page.css") + _visibility(),
-        "head": f"<script>{_asset('page.js')}</script>",
+        "head": f"<style>{_asset('frame.css')}</style><script>{_asset('page.js')}</script>",
         "footer_links": [],
     }
 

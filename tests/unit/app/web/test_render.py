@@ -6,15 +6,18 @@ import json
 import random
 import re
 import string
+from html import unescape
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
 from app.web import evidence, render
+from app.web.answer import answer
 from app.web.fields import DEFAULTS, FIELDS
 from app.web.form import clean_state
 from app.web.render import render_answer, render_evidence, render_fits
+from estimator.units import format_both
 
 VOID = {"path", "circle", "i", "input", "line", "polygon"}
 
@@ -81,7 +84,19 @@ def test_the_answer_shows_what_a_visitor_came_for() -> None:
         "?model=gpt2&amp;task=training&amp;batch_size=2&amp;gpu=A10",
     ):
         assert part in shown
-    assert "No interval" in shown
+
+
+def test_an_interval_and_what_it_rests_on_are_shown_where_there_is_one() -> None:
+    for form in ({"model": "Qwen/Qwen2.5-7B"}, {"task": "training", "method": "lora"}):
+        state = clean_state(form)
+        report = answer(state).report
+        assert report is not None
+        shown = unescape(render_answer(state).summary)
+        if report.interval is None:
+            assert "No interval: no calibration has evidence for such a run." in shown
+        else:
+            assert f"% interval: {format_both(report.interval.low_bytes)} to " in shown
+            assert report.interval.basis in shown
 
 
 def test_what_fits_shows_batch_length_changes_and_the_limit() -> None:
