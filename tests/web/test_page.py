@@ -157,6 +157,26 @@ def test_a_link_reproduces_the_page(visitor: Any) -> None:
     shows(visitor, **{**fields, "batch_size": 3})
 
 
+@pytest.mark.parametrize(
+    ("query", "sentence"),
+    [
+        ("?batch_size=abc", "batch_size is 'abc', but must be a whole number"),
+        ("?task=<script>alert(1)</script>", "task is '<script>alert(1)</script>', but must be"),
+        ("?model=../../etc/passwd", "model '../../etc/passwd' is not in the catalogue"),
+        ("?gpu=%00%ff", "which is not in the catalogue of"),
+        ("?source=config.json&config={", "config.json is not JSON"),
+        ("?source=numbers&hidden_size=1e99", "hidden_size is '1e99', but must be"),
+    ],
+)
+def test_a_hostile_link_is_one_sentence(visitor: Any, query: str, sentence: str) -> None:
+    page = visitor.page
+    page.goto(visitor.address + query)
+    expect(page.locator("#gm-summary")).to_contain_text("gpumem: ")
+    expect(page.locator("#gm-summary")).to_contain_text(sentence)
+    page.get_by_label("Sequence length").fill("64")
+    expect(page.locator("#gm-summary")).to_contain_text(sentence)
+
+
 def test_a_change_that_makes_it_fit_is_taken_over(visitor: Any) -> None:
     page = visitor.open(
         "?task=training&batch_size=32&model=openai-community/gpt2&gpu=RTX-3060-12GB"
