@@ -93,6 +93,31 @@ class Latent:
 
 
 @dataclass(frozen=True, slots=True)
+class DeltaNet:
+    """A gated delta net in attention's place: a recurrent state instead of keys and values.
+
+    `inputs` are its projections: of queries, keys, values and the gate side by side and of the
+    betas and decays (`ordered`, Qwen3-Next), or one each (Qwen 3.5).
+
+    Source: https://arxiv.org/abs/2412.06464.
+    """
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int
+    inputs: tuple[Linear, ...]
+    norm: Norm
+    ordered: bool = False
+
+    @property
+    def channels(self) -> int:
+        """Features that the convolution sees: queries, keys and values."""
+        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+
+
+@dataclass(frozen=True, slots=True)
 class Attention:
     """Self-attention: `heads` query heads, `kv_heads` key and value heads of `head_dim` features.
 
@@ -150,12 +175,16 @@ class Attention:
     value_dim: int | None = None
     """Features of a head's values where they differ from the keys'."""
     latent: Latent | None = None
+    delta: DeltaNet | None = None
     sinks: bool = False
     """Whether each query head has a learned score beside the keys' (gpt-oss)."""
 
     @property
     def parameters_apart(self) -> tuple[int, ...]:
         """Elements of each parameter that is no linear's or norm's."""
+        if self.delta is not None:
+            heads = self.delta.value_heads
+            return heads, heads, self.delta.channels * self.delta.kernel
         return (self.heads,) if self.sinks else ()
 
     @property
@@ -173,6 +202,8 @@ class Attention:
     @property
     def norms(self) -> tuple[Norm, ...]:
         """Norms of queries, keys and the output's projection, one entry a module."""
+        if self.delta is not None:
+            return (self.delta.norm,)
         if self.latent is not None:
             own = (self.latent.query_norm, self.latent.norm)
             return tuple(norm for norm in own if norm is not None)
@@ -187,6 +218,8 @@ class Attention:
     def linears(self) -> tuple[Linear, ...]:
         """Its linears in the order in which they run."""
         inputs: tuple[Linear | None, ...] = (self.fused, self.query, self.key, self.value)
+        if self.delta is not None:
+            inputs = self.delta.inputs
         if self.latent is not None:
             inputs = (self.latent.query_down, self.query, self.latent.down, self.latent.up)
         return (*(linear for linear in inputs if linear is not None), self.output)

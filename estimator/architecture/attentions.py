@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from estimator.architecture import alibi, fp32_scores, latent, llama4, split, xglm
+from estimator.architecture import (
+    alibi,
+    delta_net,
+    fp32_scores,
+    gated_attention,
+    latent,
+    llama4,
+    split,
+    xglm,
+)
 from estimator.architecture import attention as standard
 from estimator.architecture.context import Context
 from estimator.architecture.tape import Tape, Tensor
@@ -18,6 +27,8 @@ _RECIPES: dict[str, Callable[[Tape, Tensor, Attention, Context], tuple[Tensor, T
     "gptj": fp32_scores.gptj_attention,
     "codegen": fp32_scores.codegen_attention,
     "gpt_neo": fp32_scores.gpt_neo_attention,
+    "delta_net": delta_net.attention,
+    "gated": gated_attention.attention,
     "latent": latent.attention,
     "llama4": llama4.attention,
 }

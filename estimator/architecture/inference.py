@@ -27,7 +27,7 @@ from estimator.architecture.training import (
 )
 from estimator.case import Case
 from estimator.gpus import workspace_bytes
-from estimator.spec import Layer, ModelSpec
+from estimator.spec import DeltaNet, Layer, ModelSpec
 
 
 def play_inference(case: Case, spec: ModelSpec, items: Inventory) -> Run:
@@ -167,6 +167,9 @@ def _cache(spec: ModelSpec, case: Case, tokens: int) -> Held:
         width = WIDTHS[case.dtype]
         now = layer_context(layer, seen)
         copies = len(stretch)
+        if layer.attention.delta is not None:
+            total += _recurrent_state(layer.attention.delta, case, copies)
+            continue
         for features in layer.attention.cached_features:
             row = case.batch_size * features
             sizes: tuple[int, ...] = ((now.slots or now.held_keys) * row * width,)
@@ -177,3 +180,14 @@ def _cache(spec: ModelSpec, case: Case, tokens: int) -> Held:
                 kept = Storage(size, None)
                 total += Held(copies * kept.requested, copies * kept.allocated)
     return total
+
+
+def _recurrent_state(delta: DeltaNet, case: Case, copies: int) -> Held:
+    """Return the bytes of a delta net's cache: columns of its convolution, and its fp32 state."""
+    columns = case.batch_size * delta.channels * delta.kernel * WIDTHS[case.dtype]
+    heads = case.batch_size * delta.value_heads
+    kept = [Storage(size, None) for size in (columns, 4 * heads * delta.key_dim * delta.value_dim)]
+    return Held(
+        copies * sum(storage.requested for storage in kept),
+        copies * sum(storage.allocated for storage in kept),
+    )

@@ -30,6 +30,7 @@ from estimator.families import (
     olmo,
     opt,
     phi,
+    qwen_next,
     xglm_ctrl,
 )
 from estimator.families.reader import ConfigReader
@@ -107,6 +108,9 @@ PARSERS: dict[str, Callable[[ConfigReader], ModelSpec]] = {
     "llama4_text": llama4.parse,
     "ernie4_5_moe": moe_variants.parse_ernie4_5_moe,
     "hunyuan_v1_moe": moe_variants.parse_hunyuan_v1_moe,
+    "qwen3_next": qwen_next.parse_qwen3_next,
+    "qwen3_5_text": qwen_next.parse_qwen3_5,
+    "qwen3_5_moe_text": qwen_next.parse_qwen3_5_moe,
     "youtu": deepseek.parse_youtu,
     "solar_open": moe_shared.parse_solar_open,
     "dots1": moe_shared.parse_dots1,

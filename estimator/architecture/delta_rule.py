@@ -1,0 +1,218 @@
+"""Formulas of the gated delta rule as transformers' own code runs it, in fp32 and in chunks.
+
+Symbols: N value heads times batch, n chunks of C = 64 tokens, dk and dv features of a key and of a
+value. Where the package flash-linear-attention is installed, its kernels need less.
+
+Source: https://arxiv.org/abs/2412.06464; transformers/models/qwen3_next/modeling_qwen3_next.py,
+`torch_chunk_gated_delta_rule`, `torch_recurrent_gated_delta_rule`, `l2norm`.
+"""
+
+from __future__ import annotations
+
+from estimator.architecture.context import Context
+from estimator.architecture.parts import add, operands, scale
+from estimator.architecture.tape import NEW, PASS, Tape, Tensor
+from estimator.spec import DeltaNet
+from estimator.units import round_up
+
+CHUNK = 64
+"""Tokens of a chunk."""
+
+
+def chunked(
+    tape: Tape, states: tuple[Tensor, ...], spec: DeltaNet, ctx: Context
+) -> tuple[Tensor, Tensor]:
+    """Return the rule's output, [T, heads, dv] in the inputs' dtype, and the last state.
+
+    Args:
+        states: queries and keys of all value heads, values, decays (fp32) and betas; borrowed.
+    """
+    N = ctx.batch * spec.value_heads
+    rows = N * round_up(ctx.queries, CHUNK)
+    width = states[0].width
+    query, key, value, decay, beta = (_contiguous(tape, x) for x in states)
+    query, key = _unit(tape, query, N * ctx.queries), _unit(tape, key, N * ctx.queries)
+    query, unscaled = scale(tape, query), query
+    tape.drop(unscaled)
+    wide = tuple(
+        _padded(tape, x, rows * d)
+        for x, d in ((query, spec.key_dim), (key, spec.key_dim), (value, spec.value_dim))
+    )
+    tape.drop(query, key, value)
+    query, key, value = wide
+    thin = tuple(_padded(tape, x, rows) for x in (beta, decay))
+    tape.drop(beta, decay)
+    beta, decay = thin
+    v_beta, k_beta = _by_row(tape, value, beta), _by_row(tape, key, beta)
+    mask = tape.new(CHUNK * CHUNK, 1)
+    total = tape.op(rows, 4, (decay,), temporaries=(4 * rows, 4 * rows))
+    pairwise = _pairwise(tape, total, mask, rows)
+    system = _masked_product(tape, k_beta, key, pairwise, rows)
+    scores = _masked_product(tape, query, key, pairwise, rows)
+    decayed = _decayed(tape, k_beta, total)
+    updates = _solved(tape, system, v_beta)
+    keys = _solved(tape, system, decayed)
+    state = tape.new(N * spec.key_dim * spec.value_dim, 4)
+    out = tape.new(updates.count, 4)
+    query, plain = _decayed(tape, query, total), query
+    tape.drop(plain)
+    left = tape.op(rows, 4, (total, total), grads=(PASS, NEW))
+    weights = tape.op(rows, 4, (left,), saves_out=True)
+    tape.drop(left)
+    key, plain = _by_row(tape, key, weights), key
+    tape.drop(plain, weights)
+    steps = rows // (N * CHUNK)
+    ends = tape.op(N * steps, 4, (total,), saves_out=True, grads=(total.size,))
+    parts = (query, key, updates, keys, scores, ends)
+    out, state, named = _scan(tape, parts, state, out, spec, N, steps)
+    if steps > 1:
+        # The output lies as the solver's result does, column by column: reshaping it copies.
+        written, out = out, tape.op(out.count, 4, (out,), grads=(PASS,))
+        tape.drop(written)
+    cut = tape.view(out, N * ctx.queries * spec.value_dim, out.size)
+    tape.drop(out)
+    result = tape.op(cut.count, width, (cut,))
+    tape.drop(cut, query, key, value, beta, decay, v_beta, k_beta, mask, total, pairwise, system)
+    tape.drop(scores, decayed, updates, keys, ends, *named)
+    return result, state
+
+
+def recurrent(
+    tape: Tape, states: tuple[Tensor, ...], spec: DeltaNet, ctx: Context
+) -> tuple[Tensor, Tensor]:
+    """One token's step, without gradients: a few copies of the state of all heads."""
+    N = ctx.batch * spec.value_heads
+    width = states[0].width
+    wide = [_contiguous(tape, x) for x in states]
+    out = tape.new(N * spec.value_dim, 4)
+    size = N * spec.key_dim * spec.value_dim
+    decayed = tape.new(size, 4)
+    product = tape.new(size, 4)
+    tape.drop(product)
+    outer = tape.new(size, 4)
+    state = tape.new(size, 4)
+    tape.drop(outer, decayed)
+    product = tape.new(size, 4)
+    tape.drop(product)
+    result = tape.new(out.count, width)
+    tape.drop(out, *wide)
+    return result, state
+
+
+def _contiguous(tape: Tape, x: Tensor) -> Tensor:
+    """An fp32 copy, head by head."""
+    return tape.op(x.count, 4, (x,), grads=(NEW if x.width != 4 else PASS,))
+
+
+def _unit(tape: Tape, x: Tensor, rows: int) -> Tensor:
+    """`x / |x|`; `x` is consumed."""
+    squares = tape.op(x.count, 4, (x, x), (x,))
+    total = tape.op(rows, 4, (squares,), grads=(PASS,))
+    tape.drop(squares)
+    raised = tape.op(rows, 4, (total,), grads=(PASS,))
+    tape.drop(total)
+    inverse = tape.op(rows, 4, (raised,), saves_out=True)
+    tape.drop(raised)
+    out = _by_row(tape, x, inverse)
+    tape.drop(inverse, x)
+    return out
+
+
+def _by_row(tape: Tape, x: Tensor, rows: Tensor) -> Tensor:
+    """`x * rows` with one number a row; backward sums a full product for the rows."""
+    temporaries = (x.size,) if rows.grad else ()
+    return tape.op(x.count, 4, (rows, x), operands(x, rows), temporaries=temporaries)
+
+
+def _padded(tape: Tape, x: Tensor, count: int) -> Tensor:
+    """Zeros to whole chunks: a copy even where there are none."""
+    return tape.op(count, 4, (x,))
+
+
+def _pairwise(tape: Tape, total: Tensor, mask: Tensor, rows: int) -> Tensor:
+    """exp of the differences of a chunk's sums, [.., C, C]."""
+    count = rows * CHUNK
+    differences = tape.op(count, 4, (total, total), grads=(NEW, NEW), temporaries=(4 * count,))
+    masked = tape.op(count, 4, (differences,), (mask,))
+    tape.drop(differences)
+    out = tape.op(count, 4, (masked,), saves_out=True)
+    tape.drop(masked)
+    return out
+
+
+def _masked_product(tape: Tape, a: Tensor, b: Tensor, pairwise: Tensor, rows: int) -> Tensor:
+    """(a @ b.T) * pairwise, [.., C, C]."""
+    product = tape.op(rows * CHUNK, 4, (b, a), operands(a, b))
+    out = tape.op(product.count, 4, (pairwise, product), operands(product, pairwise))
+    tape.drop(product)
+    return out
+
+
+def _decayed(tape: Tape, x: Tensor, total: Tensor) -> Tensor:
+    """`x * exp(total)`, one number a row."""
+    weights = tape.op(total.count, 4, (total,), saves_out=True)
+    out = _by_row(tape, x, weights)
+    tape.drop(weights)
+    return out
+
+
+def _solved(tape: Tape, system: Tensor, right: Tensor) -> Tensor:
+    """solve_triangular: saves the system and its solution."""
+    return tape.op(
+        right.count,
+        4,
+        (system, right),
+        (system,),
+        saves_out=True,
+        temporaries=(system.size,),
+    )
+
+
+def _scan(
+    tape: Tape,
+    parts: tuple[Tensor, ...],
+    state: Tensor,
+    out: Tensor,
+    spec: DeltaNet,
+    heads: int,
+    steps: int,
+) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+    """Chunk after chunk: each reads the state, writes its rows of the output, and moves on.
+
+    Returns:
+        the output, the last state, and what the loop still names.
+    """
+    query, key, updates, keys, scores, ends = parts
+    chunk = heads * CHUNK
+    fresh: Tensor | None = None
+    between: Tensor | None = None
+    for _ in range(steps):
+        k_rows = tape.view(keys, chunk * spec.key_dim, keys.size)
+        known = _matmul(tape, k_rows, state, chunk * spec.value_dim)
+        u_rows = tape.view(updates, chunk * spec.value_dim, updates.size)
+        before = fresh
+        fresh = tape.op(known.count, 4, (u_rows, known), grads=(PASS, NEW))
+        tape.drop(known, k_rows, u_rows, before)
+        q_rows = tape.view(query, chunk * spec.key_dim, query.size)
+        last, between = between, _matmul(tape, q_rows, state, chunk * spec.value_dim)
+        tape.drop(last)
+        s_rows = tape.view(scores, chunk * CHUNK, scores.size)
+        within = _matmul(tape, s_rows, fresh, chunk * spec.value_dim)
+        rows = add(tape, between, within)
+        tape.drop(within, q_rows, s_rows)
+        whole = (4 * out.count, rows.size)
+        written = tape.op(out.count, 4, (out, rows), grads=(NEW, NEW), temporaries=whole, into=out)
+        tape.drop(out, rows)
+        out = written
+        end = tape.view(ends, heads, ends.size)
+        kept = _by_row(tape, state, end)
+        k_last = tape.view(key, chunk * spec.key_dim, key.size)
+        added = _matmul(tape, k_last, fresh, state.count)
+        moved = add(tape, kept, added)
+        tape.drop(kept, added, end, k_last, state)
+        state = moved
+    return out, state, (fresh, between)
+
+
+def _matmul(tape: Tape, a: Tensor, b: Tensor, count: int) -> Tensor:
+    return tape.op(count, 4, (b, a), operands(a, b))
