@@ -480,6 +480,8 @@ class ModelSpec:
     transformers takes eager instead."""
     caches: tuple[str, ...] = ("dynamic", "static", "quantized", "paged")
     """Caches that the model's class runs with and that have a formula."""
+    tables_by_sequence: bool = False
+    """Whether each sequence has a cos and a sin of its own (Qwen 3.5's three positions)."""
     returns_probabilities: bool = False
     """Whether layers return eager attention's probabilities, which the model's loop then holds
     until the next layer returns (GPT-J)."""

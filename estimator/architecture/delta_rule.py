@@ -10,7 +10,7 @@ Source: https://arxiv.org/abs/2412.06464; transformers/models/qwen3_next/modelin
 from __future__ import annotations
 
 from estimator.architecture.context import Context
-from estimator.architecture.parts import add, operands, scale
+from estimator.architecture.parts import add, cast, operands, scale
 from estimator.architecture.tape import NEW, PASS, Tape, Tensor
 from estimator.spec import DeltaNet
 from estimator.units import round_up
@@ -30,7 +30,9 @@ def chunked(
     N = ctx.batch * spec.value_heads
     rows = N * round_up(ctx.queries, CHUNK)
     width = states[0].width
-    query, key, value, decay, beta = (_contiguous(tape, x) for x in states)
+    # Without a cast or padding nothing lays the states out head by head, and products copy them.
+    strided = width == 4 and ctx.queries % CHUNK == 0
+    query, key, value, decay, beta = (cast(tape, x, 4) for x in states)
     query, key = _unit(tape, query, N * ctx.queries), _unit(tape, key, N * ctx.queries)
     query, unscaled = scale(tape, query), query
     tape.drop(unscaled)
@@ -47,8 +49,8 @@ def chunked(
     mask = tape.new(CHUNK * CHUNK, 1)
     total = tape.op(rows, 4, (decay,), temporaries=(4 * rows, 4 * rows))
     pairwise = _pairwise(tape, total, mask, rows)
-    system = _masked_product(tape, k_beta, key, pairwise, rows)
-    scores = _masked_product(tape, query, key, pairwise, rows)
+    system = _masked_product(tape, (k_beta, key), pairwise, strided)
+    scores = _masked_product(tape, (query, key), pairwise, strided)
     decayed = _decayed(tape, k_beta, total)
     updates = _solved(tape, system, v_beta)
     keys = _solved(tape, system, decayed)
@@ -64,7 +66,8 @@ def chunked(
     steps = rows // (N * CHUNK)
     ends = tape.op(N * steps, 4, (total,), saves_out=True, grads=(total.size,))
     parts = (query, key, updates, keys, scores, ends)
-    out, state, named = _scan(tape, parts, state, out, spec, N, steps)
+    copied = strided and ctx.batch > 1
+    out, state, named = _scan(tape, parts, state, out, spec, (N, steps), copied)
     if steps > 1:
         # The output lies as the solver's result does, column by column: reshaping it copies.
         written, out = out, tape.op(out.count, 4, (out,), grads=(PASS,))
@@ -83,7 +86,7 @@ def recurrent(
     """One token's step, without gradients: a few copies of the state of all heads."""
     N = ctx.batch * spec.value_heads
     width = states[0].width
-    wide = [_contiguous(tape, x) for x in states]
+    wide = [cast(tape, x, 4) for x in states]
     out = tape.new(N * spec.value_dim, 4)
     size = N * spec.key_dim * spec.value_dim
     decayed = tape.new(size, 4)
@@ -97,11 +100,6 @@ def recurrent(
     result = tape.new(out.count, width)
     tape.drop(out, *wide)
     return result, state
-
-
-def _contiguous(tape: Tape, x: Tensor) -> Tensor:
-    """An fp32 copy, head by head."""
-    return tape.op(x.count, 4, (x,), grads=(NEW if x.width != 4 else PASS,))
 
 
 def _unit(tape: Tape, x: Tensor, rows: int) -> Tensor:
@@ -140,12 +138,21 @@ def _pairwise(tape: Tape, total: Tensor, mask: Tensor, rows: int) -> Tensor:
     return out
 
 
-def _masked_product(tape: Tape, a: Tensor, b: Tensor, pairwise: Tensor, rows: int) -> Tensor:
+def _masked_product(
+    tape: Tape, factors: tuple[Tensor, Tensor], pairwise: Tensor, strided: bool
+) -> Tensor:
     """(a @ b.T) * pairwise, [.., C, C]."""
-    product = tape.op(rows * CHUNK, 4, (b, a), operands(a, b))
+    a, b = (_laid_out(tape, x, strided) for x in factors)
+    product = tape.op(pairwise.count, 4, (b, a), operands(a, b))
+    tape.drop(a, b)
     out = tape.op(product.count, 4, (pairwise, product), operands(product, pairwise))
     tape.drop(product)
     return out
+
+
+def _laid_out(tape: Tape, x: Tensor, strided: bool) -> Tensor:
+    """A product's operand, copied where heads and chunks do not lie one after the other."""
+    return tape.op(x.count, 4, (x,), grads=(PASS,)) if strided else tape.alias(x)
 
 
 def _decayed(tape: Tape, x: Tensor, total: Tensor) -> Tensor:
@@ -174,15 +181,20 @@ def _scan(
     state: Tensor,
     out: Tensor,
     spec: DeltaNet,
-    heads: int,
-    steps: int,
+    counts: tuple[int, int],
+    copied: bool,
 ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
     """Chunk after chunk: each reads the state, writes its rows of the output, and moves on.
+
+    Args:
+        counts: heads times batch, and chunks.
+        copied: whether products copy queries and keys first.
 
     Returns:
         the output, the last state, and what the loop still names.
     """
     query, key, updates, keys, scores, ends = parts
+    heads, steps = counts
     chunk = heads * CHUNK
     fresh: Tensor | None = None
     between: Tensor | None = None
@@ -194,7 +206,7 @@ def _scan(
         fresh = tape.op(known.count, 4, (u_rows, known), grads=(PASS, NEW))
         tape.drop(known, k_rows, u_rows, before)
         q_rows = tape.view(query, chunk * spec.key_dim, query.size)
-        last, between = between, _matmul(tape, q_rows, state, chunk * spec.value_dim)
+        last, between = between, _matmul(tape, q_rows, state, chunk * spec.value_dim, copied)
         tape.drop(last)
         s_rows = tape.view(scores, chunk * CHUNK, scores.size)
         within = _matmul(tape, s_rows, fresh, chunk * spec.value_dim)
@@ -207,12 +219,15 @@ def _scan(
         end = tape.view(ends, heads, ends.size)
         kept = _by_row(tape, state, end)
         k_last = tape.view(key, chunk * spec.key_dim, key.size)
-        added = _matmul(tape, k_last, fresh, state.count)
+        added = _matmul(tape, k_last, fresh, state.count, copied)
         moved = add(tape, kept, added)
         tape.drop(kept, added, end, k_last, state)
         state = moved
     return out, state, (fresh, between)
 
 
-def _matmul(tape: Tape, a: Tensor, b: Tensor, count: int) -> Tensor:
-    return tape.op(count, 4, (b, a), operands(a, b))
+def _matmul(tape: Tape, a: Tensor, b: Tensor, count: int, copied: bool = False) -> Tensor:
+    left = _laid_out(tape, a, copied)
+    out = tape.op(count, 4, (b, left), operands(left, b))
+    tape.drop(left)
+    return out

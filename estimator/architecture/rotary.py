@@ -39,7 +39,8 @@ def table_bytes(spec: ModelSpec, ctx: Context) -> int:
     width = 4 if style in _FP32_TABLES else ctx.outer_width
     if style == "chunked":
         return ctx.queries * spec.rotary_dim * width
-    rows = ctx.tokens if spec.positions_expanded and ctx.training else ctx.queries
+    own = spec.positions_expanded or spec.tables_by_sequence
+    rows = ctx.tokens if own and ctx.training else ctx.queries
     return 2 * rows * spec.rotary_dim * width
 
 

@@ -41,6 +41,15 @@ LATENT = {
     "v_head_dim": 24,
     "first_k_dense_replace": 1,
 }
+DELTA = {
+    "num_hidden_layers": 4,
+    "head_dim": 32,
+    "shared_expert_intermediate_size": 128,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
+}
 FAMILIES: dict[str, dict[str, Any]] = {
     "deepseek_v3": {"model_type": "deepseek_v3", **LATENT},
     "deepseek_v3, plain queries": {
@@ -109,6 +118,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "moe_num_experts": 8,
         "moe_k": 2,
     },
+    "qwen3_next": {"model_type": "qwen3_next", **ROUTED, **DELTA},
+    "qwen3_5_text": {"model_type": "qwen3_5_text", **SIZES, **DELTA},
     "hunyuan_v1_moe": {
         "model_type": "hunyuan_v1_moe",
         **ROUTED,

@@ -27,6 +27,9 @@ TYPES = (
     "llama4_text",
     "minimax_m2",
     "phimoe",
+    "qwen3_5_moe_text",
+    "qwen3_5_text",
+    "qwen3_next",
     "youtu",
 )
 MODELS = [entry for entry in entries() if entry.model_type in TYPES]
@@ -78,6 +81,9 @@ def test_parameters_are_the_catalogues(entry: Any) -> None:
         ("llama4_text", 107_769_861_120),
         ("minimax_m2", 228_689_748_992),
         ("phimoe", 41_872_793_600),
+        ("qwen3_5_moe_text", 34_660_610_688),
+        ("qwen3_5_text", 8_953_803_264),
+        ("qwen3_next", 79_674_391_296),
         ("solar_open", 102_651_793_408),
         ("youtu", 1_961_560_064),
     ],
@@ -228,6 +234,29 @@ def test_chunked_layers_rotate_and_others_scale_their_queries() -> None:
     assert [attention.query_scaled for attention in attentions] == [False] * 3 + [True]
     with pytest.raises(ModelError, match="layer_types"):
         spec_of(config, layer_types=["sliding_attention"] * 4)
+
+
+def test_each_fourth_layer_attends_to_all_tokens() -> None:
+    layers = spec_of({"model_type": "qwen3_next", "num_hidden_layers": 8}).layers
+    assert [layer.attention.delta is None for layer in layers] == ([False] * 3 + [True]) * 2
+    kinds = ["full_attention", "linear_attention"]
+    spec = spec_of({"model_type": "qwen3_5_text", "num_hidden_layers": 2, "layer_types": kinds})
+    assert [layer.attention.delta is None for layer in spec.layers] == [True, False]
+    with pytest.raises(ModelError, match="layer_types"):
+        spec_of({"model_type": "qwen3_next", "layer_types": ["sliding_attention"] * 48})
+
+
+def test_a_delta_nets_state_does_not_grow() -> None:
+    """A longer prompt adds keys and values to the full layers only."""
+    config = {"model_type": "qwen3_next", "num_hidden_layers": 4, "vocab_size": 500}
+
+    def held(length: int) -> int:
+        case = Case.from_dict({"model": config, "sequence_length": length, "max_new_tokens": 2})
+        return estimate(case).phases[-1].end_allocated_bytes
+
+    spec = spec_of(config)
+    a_token = sum(spec.layers[3].attention.cached_features) * 2
+    assert held(2048) - held(1024) == pytest.approx(1024 * a_token, rel=0.01)
 
 
 def test_jitter_has_no_formula() -> None:
