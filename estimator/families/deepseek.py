@@ -19,6 +19,9 @@ from estimator.families.moe_shared import (
 from estimator.families.reader import ConfigReader
 from estimator.spec import Attention, Latent, Linear, ModelSpec, Moe, Norm
 
+CACHES = ("dynamic", "static")
+"""Caches that hold latents: a quantized one fails on their two sizes."""
+
 
 def parse_deepseek_v3(reader: ConfigReader) -> ModelSpec:
     """DeepseekV3ForCausalLM: sigmoid scores from the best groups of experts."""
@@ -28,7 +31,7 @@ def parse_deepseek_v3(reader: ConfigReader) -> ModelSpec:
     defaults = GroupedDefaults(18432, 2048, 256, groups=8, active_groups=4)
     blocks = grouped_blocks(reader, hidden, sparse, defaults)
     spec = model_of(reader, hidden, 129280, [(attention, block) for block in blocks])
-    return replace(spec, buffers=correction_biases(blocks))
+    return replace(spec, buffers=correction_biases(blocks), caches=CACHES)
 
 
 def parse_deepseek_v2(reader: ConfigReader) -> ModelSpec:
@@ -64,7 +67,7 @@ def parse_deepseek_v2(reader: ConfigReader) -> ModelSpec:
     layers = [
         (attention, dense if index < first else mixture) for index in range(layer_count(reader, 32))
     ]
-    return model_of(reader, hidden, 102400, layers)
+    return replace(model_of(reader, hidden, 102400, layers), caches=CACHES)
 
 
 def parse_glm4_moe_lite(reader: ConfigReader) -> ModelSpec:
@@ -77,7 +80,7 @@ def parse_glm4_moe_lite(reader: ConfigReader) -> ModelSpec:
     sparse = by_mlp_type(reader, count, [index > 0 for index in range(count)])
     blocks = grouped_blocks(reader, hidden, sparse, GroupedDefaults(10240, 1536, 64, active=4))
     spec = model_of(reader, hidden, 154880, [(attention, block) for block in blocks])
-    return replace(spec, buffers=correction_biases(blocks))
+    return replace(spec, buffers=correction_biases(blocks), caches=CACHES)
 
 
 def parse_youtu(reader: ConfigReader) -> ModelSpec:
@@ -87,7 +90,7 @@ def parse_youtu(reader: ConfigReader) -> ModelSpec:
     block = gated_mlp(reader, hidden, reader.size("intermediate_size", default=6144))
     layers = [(attention, block)] * layer_count(reader, 32)
     spec = model_of(reader, hidden, 128256, list(layers))
-    return replace(spec, tied=reader.flag("tie_word_embeddings", True))
+    return replace(spec, tied=reader.flag("tie_word_embeddings", True), caches=CACHES)
 
 
 def _rotation(reader: ConfigReader) -> str:

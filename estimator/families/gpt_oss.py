@@ -43,4 +43,5 @@ def parse(reader: ConfigReader) -> ModelSpec:
         final_norm=norm,
         masks=(None, window),
         attentions=("eager",),
+        caches=("dynamic", "static"),
     )

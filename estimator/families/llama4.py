@@ -45,6 +45,7 @@ def parse(reader: ConfigReader) -> ModelSpec:
         final_norm=norm,
         masks=(None, reader.size("attention_chunk_size", default=8192)),
         attentions=("sdpa", "eager"),
+        caches=("dynamic", "static"),
     )
 
 

@@ -78,7 +78,13 @@ def _model(
     layers = tuple(
         Layer(norm, mixer, norm, block) for mixer, block in zip(mixers, blocks, strict=True)
     )
-    return replace(spec, layers=layers, final_norm=norm, tables_by_sequence=not ordered)
+    return replace(
+        spec,
+        layers=layers,
+        final_norm=norm,
+        tables_by_sequence=not ordered,
+        caches=("dynamic", "static"),
+    )
 
 
 def _gated_attention(reader: ConfigReader, hidden: int, kv_heads: int) -> Attention:

@@ -259,6 +259,14 @@ def test_a_delta_nets_state_does_not_grow() -> None:
     assert held(2048) - held(1024) == pytest.approx(1024 * a_token, rel=0.01)
 
 
+@pytest.mark.parametrize("model_type", ["deepseek_v3", "youtu", "gpt_oss", "qwen3_next"])
+def test_caches_that_fail_are_refused(model_type: str) -> None:
+    config = {**LATENT, "model_type": model_type, "num_local_experts": 8, "num_experts": 8}
+    case = Case.from_dict({"model": config, "cache": "quantized"})
+    with pytest.raises(UnsupportedError, match=r"quantized.*use cache dynamic or static"):
+        estimate(case)
+
+
 def test_jitter_has_no_formula() -> None:
     with pytest.raises(UnsupportedError, match="gpumem trace"):
         spec_of({"model_type": "minimax_m2", "router_jitter_noise": 0.1})
