@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -18,11 +18,13 @@ from benchmarks.evidence.rows import FOLDER, MEASUREMENTS, published_figures
 from benchmarks.published import NAMES, REPORT, errors, peaks, read_report, summaries
 from benchmarks.readme_table import SUITES
 from benchmarks.scatter import Point, Series
+from benchmarks.store import read_records
 from estimator.case import Case
 from estimator.config_source import load_config
 from estimator.errors import GpumemError
 from estimator.families import parse_spec
 
+RECORDS = FOLDER.parent / "records"
 MEASURED = "measured by others"
 
 _SUITES = {"inference": "inference", "full": "training"}
@@ -44,9 +46,10 @@ class ErrorRow:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A case that others measured: their figure of peak allocated bytes, as precise as printed.
+    """A measured case: by this project, or by others, whose figures are as precise as printed.
 
-    `error` is that of our estimate of it, a share with its sign; None where there is none.
+    `allocated_bytes` is at the peak. `error` is that of our estimate of it in the stored report, a
+    share with its sign; None where it has none.
     """
 
     case: Case
@@ -82,7 +85,7 @@ def read_evidence() -> Evidence:
     return Evidence(
         (*_published_rows(report), *_suite_rows()),
         tuple(_scatter(report)),
-        tuple(_measured_cases(report)),
+        (*_own_cases(), *_published_cases(report)),
     )
 
 
@@ -145,7 +148,26 @@ def _parameters(case: Case) -> int | None:
         return None
 
 
-def _measured_cases(report: Mapping[str, Any]) -> list[Measured]:
+def _own_cases() -> Iterator[Measured]:
+    if not RECORDS.is_dir():
+        return
+    for stored in read_records(RECORDS).records:
+        record = stored.record
+        if record.source == "cuda" and record.peak is not None:
+            case = Case.from_dict(record.case)
+            environment = record.environment
+            yield Measured(
+                case,
+                _parameters(case),
+                record.peak.allocated_bytes,
+                None,
+                "GPU not named" if environment is None else environment.gpu or "GPU not named",
+                "the installed libraries" if environment is None else f"torch {environment.torch}",
+                "measured by this project",
+            )
+
+
+def _published_cases(report: Mapping[str, Any]) -> list[Measured]:
     if not (FOLDER / MEASUREMENTS).exists():
         return []
     ours = {

@@ -6,6 +6,7 @@ import json
 import random
 import re
 import string
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from typing import Any
@@ -17,7 +18,10 @@ from app.web.answer import answer
 from app.web.fields import DEFAULTS, FIELDS
 from app.web.form import clean_state
 from app.web.render import render_answer, render_evidence, render_fits
+from estimator import Case, estimate
+from estimator.report import Components, Peak
 from estimator.units import format_both
+from profiler.record import Record
 
 VOID = {"path", "circle", "i", "input", "line", "polygon"}
 
@@ -148,6 +152,7 @@ def test_without_results_nothing_is_invented(
     monkeypatch.setattr(evidence, "REPORT", tmp_path / "none.json")
     monkeypatch.setattr(evidence, "SUITES", tmp_path / "none.json")
     monkeypatch.setattr(evidence, "FOLDER", tmp_path)
+    monkeypatch.setattr(evidence, "RECORDS", tmp_path / "records")
     evidence.read_evidence.cache_clear()
     render._render_answer.cache_clear()
     try:
@@ -160,9 +165,33 @@ def test_without_results_nothing_is_invented(
         render._render_answer.cache_clear()
 
 
-def test_nearest_cases_are_of_the_same_task() -> None:
-    from estimator.case import Case
+def test_the_projects_own_measurements_are_named_and_traced_ones_left_out(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case.from_dict({"model": "openai-community/gpt2", "gpu": "L4"})
+    for source, size in (("cuda", 123_000_000), ("trace", 456_000_000)):
+        report = replace(
+            estimate(case),
+            source=source,
+            peak=Peak("decode", size, size),
+            components=Components(weights_bytes=size),
+        )
+        record = Record.from_report(report, None, None)
+        (tmp_path / f"{source}.json").write_text(record.to_json(), encoding="utf-8")
+    monkeypatch.setattr(evidence, "RECORDS", tmp_path)
+    evidence.read_evidence.cache_clear()
+    try:
+        nearest = evidence.nearest_cases(case)[0]
+        assert nearest.measured.allocated_bytes == 123_000_000
+        assert nearest.measured.source == "measured by this project"
+        assert nearest.differs == ()
+        sizes = [item.allocated_bytes for item in evidence.read_evidence().measured]
+        assert 456_000_000 not in sizes
+    finally:
+        evidence.read_evidence.cache_clear()
 
+
+def test_nearest_cases_are_of_the_same_task() -> None:
     for task in ("inference", "training"):
         case = Case.from_dict({"model": "Qwen/Qwen2-7B", "task": task})
         found = evidence.nearest_cases(case)
