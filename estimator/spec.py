@@ -459,6 +459,10 @@ class ModelSpec:
     logits_softcap: bool = False
     embedding_norm: Norm | None = None
     head_transform: HeadTransform | None = None
+    project_in: Linear | None = None
+    """The linear from narrower embeddings to the hidden size (OPT-350m)."""
+    project_out: Linear | None = None
+    """The linear from the hidden size back to what the head reads."""
     embedding_named: bool = True
     """Whether the model's code names, beside the layers' input, the embeddings before the norm."""
     positions_expanded: bool = False
@@ -489,7 +493,14 @@ class ModelSpec:
     @property
     def outer_linears(self) -> tuple[Linear, ...]:
         """Linears outside the layers that adapters sit on and that are quantized."""
-        return () if self.head_transform is None else (self.head_transform.dense,)
+        before_head = None if self.head_transform is None else self.head_transform.dense
+        outer = (self.project_in, self.project_out, before_head)
+        return tuple(linear for linear in outer if linear is not None)
+
+    @property
+    def embedding_size(self) -> int:
+        """Features of the embeddings."""
+        return self.hidden_size if self.project_in is None else self.project_in.inputs
 
     @property
     def positions_bounded(self) -> bool:
@@ -518,7 +529,10 @@ class ModelSpec:
 
     def parameter_counts(self) -> Iterator[int]:
         """Yield the elements of each parameter that may train, in module order, tied ones once."""
-        yield self.vocab_size * self.hidden_size
+        yield self.vocab_size * self.embedding_size
+        for projection in (self.project_in, self.project_out):
+            if projection is not None:
+                yield projection.weight_count
         if self.position_rows:
             yield self.position_rows * self.hidden_size
         if self.token_types:

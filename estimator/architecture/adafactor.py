@@ -18,7 +18,7 @@ Sides = Mapping[int, tuple[int, int]]
 
 def base_sides(spec: ModelSpec) -> Sides:
     """Return the sides of a model's matrices; tensors of other sizes are vectors."""
-    sides = {spec.vocab_size * spec.hidden_size: (spec.vocab_size, spec.hidden_size)}
+    sides = {spec.head.weight_count: (spec.vocab_size, spec.embedding_size)}
     sides[spec.position_rows * spec.hidden_size] = (spec.position_rows, spec.hidden_size)
     for linear in _linears(spec):
         sides[linear.weight_count] = (linear.outputs, linear.inputs)

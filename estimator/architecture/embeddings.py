@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from estimator.architecture.context import Context
 from estimator.architecture.norms import norm
-from estimator.architecture.parts import dropout, parameter
+from estimator.architecture.parts import dropout, linear, parameter
 from estimator.architecture.tape import PASS, Tape, Tensor
 from estimator.spec import ModelSpec
 
@@ -22,13 +22,18 @@ def embeddings(tape: Tape, spec: ModelSpec, ctx: Context) -> tuple[Tensor, tuple
     are more than 3072 (aten/src/ATen/native/cuda/Embedding.cu).
     """
     count = ctx.tokens * spec.hidden_size
-    table = parameter(spec.vocab_size * spec.hidden_size, ctx.outer_width, ctx.full)
-    out = tape.op(count, ctx.outer_width, (table,), temporaries=_sort(ctx.tokens))
+    table = parameter(spec.vocab_size * spec.embedding_size, ctx.outer_width, ctx.full)
+    found = ctx.tokens * spec.embedding_size
+    out = tape.op(found, ctx.outer_width, (table,), temporaries=_sort(ctx.tokens))
     if spec.embedding_scaled:
         scaled = tape.op(count, ctx.width, (out,))
         tape.drop(out)
         out = scaled
     out = _with_input_grads(out, ctx)
+    if spec.project_in is not None:
+        narrow, out = out, linear(tape, out, spec.project_in, ctx)
+        _keep_leaf(tape, narrow, ctx)
+        tape.drop(narrow)
     if spec.position_rows and spec.embedding_norm is not None:
         return _normed_sum(tape, out, spec, ctx), ()
     if spec.position_rows:
@@ -39,7 +44,8 @@ def embeddings(tape: Tape, spec: ModelSpec, ctx: Context) -> tuple[Tensor, tuple
         summed = tape.op(count, ctx.width, (out, positions), grads=(PASS, part))
         hidden = dropout(tape, summed, spec.embedding_dropout, ctx)
         tape.drop(summed)
-        _keep_leaf(tape, out, ctx)
+        if spec.project_in is None:
+            _keep_leaf(tape, out, ctx)
         return hidden, (out, positions)
     if spec.fixed_positions:
         return _with_fixed_positions(tape, out, spec, ctx)

@@ -31,6 +31,7 @@ from estimator.spec import Layer, ModelSpec, Norm
 LAYERS: dict[str, Callable[[Tape, Tensor, Layer, Context], Tensor]] = {
     "inlined": inlined.inlined_layer,
     "inlined_flat": inlined.flat_layer,
+    "post_norm_flat": post_norm.flat_post_norm_layer,
     "post_norm": post_norm.post_norm_layer,
     "falcon": falcon.falcon_layer,
     "bloom": alibi.bloom_layer,
@@ -117,8 +118,12 @@ def _residual_dropout(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tenso
 
 
 def final_norm(tape: Tape, x: Tensor, spec: ModelSpec, ctx: Context) -> Tensor:
-    """The norm before the head."""
-    return norm(tape, x, spec.final_norm, ctx)
+    """The norm before the head, or what else ends the model."""
+    out = norm(tape, x, spec.final_norm, ctx)
+    if spec.project_out is not None:
+        wide, out = out, linear(tape, out, spec.project_out, ctx)
+        tape.drop(wide)
+    return out
 
 
 def logits(tape: Tape, x: Tensor, spec: ModelSpec, ctx: Context, rows: int) -> Tensor:

@@ -1,6 +1,7 @@
-"""Formulas of layers whose norms stand behind the sums: BERT's, run as a decoder.
+"""Formulas of layers whose norms stand behind the sums: BERT's, run as a decoder, OPT-350m's.
 
-Source: transformers/models/bert/modeling_bert.py (`BertLayer.forward`, `BertSelfOutput.forward`).
+Source: transformers/models/bert/modeling_bert.py (`BertLayer.forward`, `BertSelfOutput.forward`),
+opt/modeling_opt.py (`OPTDecoderLayer.forward`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,21 @@ def post_norm_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
     fed = linear(tape, hidden, spec.mlp.down, ctx)
     out = _summed(tape, fed, h, spec.mlp_out_norm, spec.dropout, ctx)
     tape.drop(hidden, h, probabilities)
+    return out
+
+
+def flat_post_norm_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
+    """OPT-350m's: an MLP on [B * Q, hidden], of which each step lets go of the one before."""
+    assert isinstance(spec.mlp, Mlp)
+    attended, probabilities = self_attention(tape, x, spec.attention, ctx)
+    h = _summed(tape, attended, x, spec.attention_out_norm, spec.dropout, ctx)
+    inner = linear(tape, h, spec.mlp.up, ctx, viewed=False)
+    hidden = activation(tape, inner, spec.mlp.activation)
+    tape.drop(inner)
+    fed = linear(tape, hidden, spec.mlp.down, ctx, viewed=False)
+    tape.drop(hidden)
+    out = _summed(tape, fed, h, spec.mlp_out_norm, spec.dropout, ctx)
+    tape.drop(h, probabilities)
     return out
 
 

@@ -227,7 +227,7 @@ def _tied_table(tape: Tape, spec: ModelSpec) -> Tensor | None:
         return None
     for node in tape.nodes:
         for tensor in node.inputs:
-            if tensor.parameter and tensor.count == spec.vocab_size * spec.hidden_size:
+            if tensor.parameter and tensor.count == spec.head.weight_count:
                 tensor.parameter = False
                 return tensor
     return None

@@ -5,6 +5,8 @@ Source: transformers/models/{opt,biogpt}/modeling_*.py and configuration_*.py.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from estimator.families.reader import MAX_LAYERS, ConfigReader
 from estimator.spec import Attention, Layer, Linear, Mlp, ModelSpec, Norm
 
@@ -13,13 +15,12 @@ _OFFSET = 2
 
 
 def parse_opt(reader: ConfigReader) -> ModelSpec:
-    """OPTForCausalLM with norms before the blocks (all sizes but 350m)."""
+    """OPTForCausalLM: norms before the blocks; in 350m behind them, and narrower embeddings."""
     hidden = reader.size("hidden_size", default=768)
     vocab = reader.size("vocab_size", default=50272)
-    if reader.size("word_embed_proj_dim", default=hidden) != hidden:
-        raise reader.unsupported("word_embed_proj_dim other than hidden_size")
-    if not reader.flag("do_layer_norm_before", True):
-        raise reader.unsupported("do_layer_norm_before false")
+    narrow = reader.size("word_embed_proj_dim", default=hidden)
+    projected = narrow != hidden
+    before = reader.flag("do_layer_norm_before", True)
     if not reader.flag("layer_norm_elementwise_affine", True):
         raise reader.unsupported("layer_norm_elementwise_affine false")
     if reader.flag("_remove_final_layer_norm", False):
@@ -36,6 +37,16 @@ def parse_opt(reader: ConfigReader) -> ModelSpec:
         attention_dropout=reader.fraction("attention_dropout", 0.0),
         multiplied=True,
     )
+    if not before:
+        norm = Norm("layer", hidden)
+        layer = replace(
+            layer,
+            input_norm=None,
+            post_norm=None,
+            attention_out_norm=norm,
+            mlp_out_norm=norm,
+            recipe="post_norm_flat",
+        )
     positions = reader.size("max_position_embeddings", default=2048)
     return ModelSpec(
         name=reader.name,
@@ -43,8 +54,10 @@ def parse_opt(reader: ConfigReader) -> ModelSpec:
         vocab_size=vocab,
         hidden_size=hidden,
         layers=(layer,) * reader.size("num_hidden_layers", default=12, most=MAX_LAYERS),
-        final_norm=Norm("layer", hidden),
-        head=Linear("lm_head", hidden, vocab),
+        final_norm=Norm("layer", hidden) if before else None,
+        head=Linear("lm_head", narrow, vocab),
+        project_in=Linear("project_in", narrow, hidden) if projected else None,
+        project_out=Linear("project_out", hidden, narrow) if projected else None,
         tied=reader.flag("tie_word_embeddings", True),
         position_rows=positions + _OFFSET,
         positions_counted=True,

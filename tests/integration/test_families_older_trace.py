@@ -56,6 +56,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "cls_token_id": 3,
         "sep_token_id": 4,
     },
+    "opt, as 350m": {
+        **SIZES,
+        "model_type": "opt",
+        "ffn_dim": 512,
+        "word_embed_proj_dim": 128,
+        "do_layer_norm_before": False,
+    },
     "xglm": {
         "model_type": "xglm",
         "d_model": 256,

@@ -27,9 +27,7 @@ TYPES = (
     "granitemoe",
     "glm4_moe",
 )
-POST_NORM = ("facebook/opt-350m",)
-"""Norms after the blocks and a projection of the embeddings: refused."""
-MODELS = [e for e in entries() if e.model_type in TYPES and e.name not in POST_NORM]
+MODELS = [entry for entry in entries() if entry.model_type in TYPES]
 MIXTRAL: dict[str, Any] = {
     "model_type": "mixtral",
     "hidden_size": 256,
@@ -122,7 +120,6 @@ def test_impossible_configurations_are_refused(config: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        load_config("facebook/opt-350m").config,
         {"model_type": "opt", "layerdrop": 0.1},
         {"model_type": "biogpt", "activation_dropout": 0.1},
         {**MIXTRAL, "output_router_logits": True},
