@@ -98,7 +98,7 @@ def linear(tape: Tape, x: Tensor, spec: Linear, ctx: Context, viewed: bool = Tru
     if ctx.quantization is not None and not spec.own_class:
         from estimator.architecture.quantized import quantized_linear
 
-        return quantized_linear(tape, x, spec, ctx)
+        return quantized_linear(tape, x, spec, ctx, viewed)
     rows = x.count // spec.inputs
     out = _product(tape, x, spec, ctx, rows, viewed)
     if not ctx.targets(spec):

@@ -34,7 +34,7 @@ def flat_post_norm_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Te
     attended, probabilities = self_attention(tape, x, spec.attention, ctx)
     h = _summed(tape, attended, x, spec.attention_out_norm, spec.dropout, ctx)
     inner = linear(tape, h, spec.mlp.up, ctx, viewed=False)
-    hidden = activation(tape, inner, spec.mlp.activation)
+    hidden = activation(tape, inner, spec.mlp.activation, ctx)
     tape.drop(inner)
     fed = linear(tape, hidden, spec.mlp.down, ctx, viewed=False)
     tape.drop(hidden)

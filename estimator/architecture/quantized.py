@@ -24,8 +24,13 @@ KERNEL_ROWS = 4
 """Up to so many rows a kernel reads the packed weight; above, it is dequantized whole."""
 
 
-def quantized_linear(tape: Tape, x: Tensor, spec: Linear, ctx: Context) -> Tensor:
-    """A quantized linear, with its adapter where the case puts one; borrows `x`."""
+def quantized_linear(
+    tape: Tape, x: Tensor, spec: Linear, ctx: Context, viewed: bool = True
+) -> Tensor:
+    """A quantized linear, with its adapter where the case puts one; borrows `x`.
+
+    `viewed` is whether an adapter's gradients are views, as for `linear`.
+    """
     product = _linear_8bit if ctx.quantization == "int8" else _linear_4bit
     result = product(tape, x, spec, ctx)
     if not ctx.targets(spec):
@@ -35,7 +40,7 @@ def quantized_linear(tape: Tape, x: Tensor, spec: Linear, ctx: Context) -> Tenso
         clone = tape.op(result.count, result.width, (result,), grads=(PASS,))
         tape.drop(result)
         result = clone
-    return _adapted(tape, x, result, spec, ctx)
+    return _adapted(tape, x, result, spec, ctx, viewed)
 
 
 def _linear_4bit(tape: Tape, x: Tensor, spec: Linear, ctx: Context) -> Tensor:
@@ -90,7 +95,9 @@ def _linear_8bit(tape: Tape, x: Tensor, spec: Linear, ctx: Context) -> Tensor:
     return out
 
 
-def _adapted(tape: Tape, x: Tensor, result: Tensor, spec: Linear, ctx: Context) -> Tensor:
+def _adapted(
+    tape: Tape, x: Tensor, result: Tensor, spec: Linear, ctx: Context, viewed: bool
+) -> Tensor:
     """LoRA on a quantized base: the adapter's output is cast before it is added.
 
     Source: peft/tuners/lora/bnb.py, `Linear4bit.forward`.
@@ -109,9 +116,9 @@ def _adapted(tape: Tape, x: Tensor, result: Tensor, spec: Linear, ctx: Context) 
         tape.drop(total, wide)
         return out
     dropped = dropout(tape, wide, lora.lora_dropout, ctx)
-    down = adapter(tape, dropped, rows, spec.inputs, lora.r, ctx)
+    down = adapter(tape, dropped, rows, spec.inputs, lora.r, ctx, viewed)
     tape.drop(dropped)
-    up = adapter(tape, down, rows, lora.r, spec.outputs, ctx)
+    up = adapter(tape, down, rows, lora.r, spec.outputs, ctx, viewed)
     tape.drop(down)
     scaled = scale(tape, up)
     tape.drop(up)
