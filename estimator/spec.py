@@ -484,6 +484,8 @@ class ModelSpec:
     transformers takes eager instead."""
     caches: tuple[str, ...] = ("dynamic", "static", "quantized", "paged")
     """Caches that the model's class runs with and that have a formula."""
+    head_input_scaled: bool = False
+    """Whether the head's input is divided by a number (MiniCPM3)."""
     tables_by_sequence: bool = False
     """Whether each sequence has a cos and a sin of its own (Qwen 3.5's three positions)."""
     returns_probabilities: bool = False

@@ -129,6 +129,9 @@ def final_norm(tape: Tape, x: Tensor, spec: ModelSpec, ctx: Context) -> Tensor:
 def logits(tape: Tape, x: Tensor, spec: ModelSpec, ctx: Context, rows: int) -> Tensor:
     """The head's product for `rows` tokens: [rows, vocabulary]."""
     x = _transformed(tape, x, spec, ctx, rows)
+    if spec.head_input_scaled:
+        given, x = x, scale(tape, x)
+        tape.drop(given)
     read = product_input(tape, x, ctx)
     tape.drop(x)
     table = parameter(spec.head.weight_count, ctx.outer_width, ctx.full)

@@ -111,6 +111,8 @@ PARSERS: dict[str, Callable[[ConfigReader], ModelSpec]] = {
     "qwen3_next": qwen_next.parse_qwen3_next,
     "qwen3_5_text": qwen_next.parse_qwen3_5,
     "qwen3_5_moe_text": qwen_next.parse_qwen3_5_moe,
+    "axk1": deepseek.parse_axk1,
+    "minicpm3": deepseek.parse_minicpm3,
     "youtu": deepseek.parse_youtu,
     "solar_open": moe_shared.parse_solar_open,
     "dots1": moe_shared.parse_dots1,

@@ -1,7 +1,7 @@
-"""DeepSeek-V2, V3 and others with multi-head latent attention: GLM-4.7-Flash, Youtu.
+"""DeepSeek-V2, V3 and others with multi-head latent attention.
 
-Source: modeling_*.py and configuration_*.py of deepseek_v2, deepseek_v3, glm4_moe_lite and youtu in
-transformers/models.
+Source: modeling_*.py and configuration_*.py of deepseek_v2, deepseek_v3, glm4_moe_lite, youtu, axk1
+and minicpm3 in transformers/models.
 """
 
 from __future__ import annotations
@@ -83,6 +83,45 @@ def parse_glm4_moe_lite(reader: ConfigReader) -> ModelSpec:
     return replace(spec, buffers=correction_biases(blocks), caches=CACHES)
 
 
+def parse_axk1(reader: ConfigReader) -> ModelSpec:
+    """AXK1ForCausalLM: DeepSeek-V3 with a norm behind each mixture."""
+    hidden = reader.size("hidden_size", default=7168)
+    attention = latent_attention(reader, hidden, 64, _rotation(reader))
+    sparse = after_first(reader, layer_count(reader, 61), 1)
+    defaults = GroupedDefaults(18432, 2048, 192, groups=8, active_groups=4, adapted=False)
+    blocks = grouped_blocks(reader, hidden, sparse, defaults)
+    spec = model_of(reader, hidden, 163840, [(attention, block) for block in blocks])
+    norm = Norm("rms", hidden)
+    layers = tuple(
+        replace(layer, mlp_out_norm=norm) if isinstance(layer.mlp, Moe) else layer
+        for layer in spec.layers
+    )
+    return replace(spec, layers=layers, buffers=correction_biases(blocks), caches=CACHES)
+
+
+def parse_minicpm3(reader: ConfigReader) -> ModelSpec:
+    """MiniCPM3ForCausalLM: latent attention in a dense model whose states are scaled."""
+    hidden = reader.size("hidden_size", default=2560)
+    heads, _ = reader.heads(default_heads=40)
+    value = reader.divided("hidden_size", hidden, "num_attention_heads", heads)
+    attention = latent_attention(
+        reader, hidden, 40, "halves", query_rank=768, nope=64, value=value, rope=32, rank=256
+    )
+    bias = reader.flag("mlp_bias", False)
+    block = gated_mlp(reader, hidden, reader.size("intermediate_size", default=6400), bias)
+    layers = [(attention, block)] * layer_count(reader, 62)
+    spec = model_of(reader, hidden, 73448, list(layers))
+    return replace(
+        spec,
+        layers=tuple(replace(layer, residual_scaled=True) for layer in spec.layers),
+        tied=reader.flag("tie_word_embeddings", True),
+        embedding_scaled=True,
+        buffers=(2,),
+        head_input_scaled=True,
+        caches=CACHES,
+    )
+
+
 def parse_youtu(reader: ConfigReader) -> ModelSpec:
     """YoutuForCausalLM: DeepSeek-V3's attention in a dense model."""
     hidden = reader.size("hidden_size", default=2048)
@@ -105,11 +144,13 @@ def latent_attention(
     query_rank: int = 1536,
     nope: int = 128,
     value: int = 128,
+    rope: int = 64,
+    rank: int = 512,
 ) -> Attention:
     """Return DeepSeek's attention; see `Latent`. Sizes are the family's defaults."""
     heads, _ = reader.heads(default_heads=default_heads)
-    rank = reader.size("kv_lora_rank", default=512)
-    rope = reader.size("qk_rope_head_dim", default=64)
+    rank = reader.size("kv_lora_rank", default=rank)
+    rope = reader.size("qk_rope_head_dim", default=rope)
     nope = reader.size("qk_nope_head_dim", default=nope)
     value = reader.size("v_head_dim", default=value)
     bias = reader.flag("attention_bias", False)

@@ -104,6 +104,8 @@ class GroupedDefaults:
     groups: int = 1
     active_groups: int = 1
     normed: bool = True
+    adapted: bool = True
+    """Whether peft takes names of modules for stacked experts, and adapts no linears of them."""
 
 
 def grouped_blocks(
@@ -126,11 +128,11 @@ def grouped_blocks(
         groups=groups,
         active_groups=reader.size("topk_group", default=defaults.active_groups),
         normed=reader.flag("norm_topk_prob", defaults.normed),
-        shared=gated_mlp(reader, hidden, width * shared, adaptable=False),
-        adapter_names=QWEN_NAMES,
+        shared=gated_mlp(reader, hidden, width * shared, adaptable=not defaults.adapted),
+        adapter_names=QWEN_NAMES if defaults.adapted else (),
     )
     size = reader.size("intermediate_size", default=defaults.dense_width)
-    block = gated_mlp(reader, hidden, size, adaptable=False)
+    block = gated_mlp(reader, hidden, size, adaptable=not defaults.adapted)
     return [mixture if mixed else block for mixed in sparse]
 
 

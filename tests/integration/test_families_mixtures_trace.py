@@ -65,6 +65,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "topk_method": "group_limited_greedy",
     },
     "youtu": {"model_type": "youtu", **LATENT},
+    "axk1": {"model_type": "axk1", **LATENT},
+    "minicpm3": {"model_type": "minicpm3", **LATENT},
     "dots1": {"model_type": "dots1", **GROUPED, "sliding_window": 128, "max_window_layers": 2},
     "exaone_moe": {
         "model_type": "exaone_moe",

@@ -25,6 +25,7 @@ TYPES = (
     "gpt_oss",
     "hunyuan_v1_moe",
     "llama4_text",
+    "minicpm3",
     "minimax_m2",
     "phimoe",
     "qwen3_5_moe_text",
@@ -71,6 +72,7 @@ def test_parameters_are_the_catalogues(entry: Any) -> None:
 @pytest.mark.parametrize(
     ("model_type", "parameters"),
     [
+        ("axk1", 518_983_052_288),
         ("deepseek_v3", 671_026_404_352),
         ("ernie4_5_moe", 21_825_437_888),
         ("exaone_moe", 28_550_639_616),
@@ -79,6 +81,7 @@ def test_parameters_are_the_catalogues(entry: Any) -> None:
         ("gpt_oss", 116_829_156_672),
         ("granitemoeshared", 37_039_116_288),
         ("llama4_text", 107_769_861_120),
+        ("minicpm3", 4_073_875_968),
         ("minimax_m2", 228_689_748_992),
         ("phimoe", 41_872_793_600),
         ("qwen3_5_moe_text", 34_660_610_688),
