@@ -25,6 +25,8 @@ def text_lines(groups: Sequence[Group], by: Sequence[str]) -> Iterator[str]:
         title = ""
     yield f"{title:<{WIDTH - len(_HEAD)}}{_HEAD}"
     yield "-" * WIDTH
+    if not groups:
+        yield f"no reference has figures by {', '.join(by)}"
     last: tuple[str, ...] = ()
     for one in groups:
         if one.values != last:

@@ -124,6 +124,31 @@ def test_estimates_against_traces(records: Path, tmp_path: Path) -> None:
     assert gpumem("compare", "estimates", records, "--format", "markdown").stdout.startswith("| ")
 
 
+def test_estimates_against_what_is_published() -> None:
+    text = gpumem("compare", "estimates", "published", "--by", "family,method").stdout
+    lines = text.splitlines()
+    assert lines[0].startswith("family, method ")
+    assert "llama, inference" in lines
+    assert max(map(len, lines)) <= 80
+    assert "ran out of memory on their cards" in lines
+    data = json.loads(gpumem("compare", "published", "estimates", "--by", "stack", "--json").stdout)
+    assert {group["by"]["stack"] for group in data["groups"]} > {"transformers-4.35"}
+    assert {case["reference"]["source"] for case in data["cases"]} == {"published"}
+    wide = json.loads(gpumem("compare", "estimates", "published", "--tier", "A,B", "--json").stdout)
+    assert len(wide["cases"]) >= len(data["cases"])
+    gpumem("compare", "estimates", "published", "--fail-on", "peak_allocated:-1%", code=1)
+    gpumem("compare", "estimates", "published", "--fail-on", "peak_allocated:-3%")
+    assert "by component" in gpumem("compare", "estimates", "published", "--by", "component").stdout
+
+
+def test_errors_by_component_and_phase(records: Path) -> None:
+    text = gpumem("compare", "estimates", records, "--by", "component").stdout
+    assert "\nweights\n  architecture" in text
+    text = gpumem("compare", "estimates", records, "--by", "phase", "--format", "markdown").stdout
+    assert text.startswith("| phase | prediction | n |")
+    assert "| backward | architecture |" in text
+
+
 def test_a_threshold_is_an_exit_code(records: Path, tmp_path: Path) -> None:
     same = gpumem("compare", records, records, "--fail-on", "peak_allocated:0%")
     assert "change of peak allocated" in same.stdout
@@ -169,6 +194,14 @@ def test_sides_that_make_no_sense_are_refused(records: Path, tmp_path: Path) -> 
     assert "give BASE and NEW" in refused(2, "compare", records)
     assert "give NEW alone" in refused(2, "compare", records, records, "--baseline", "main")
     assert "--allow-missing" in refused(2, "compare", records, records, "--allow-missing")
+    assert "published can only" in refused(2, "compare", "published", "published")
+    assert "no record of" in refused(2, "compare", "published", records)
+    assert "give published first" in refused(2, "compare", records, "published")
+    assert "--tier is of published" in refused(2, "compare", records, records, "--tier", "A")
+    assert "--trace is for estimates" in refused(2, "compare", records, records, "--trace")
+    told = refused(2, "compare", "estimates", records, "--by", "famly")
+    assert "did you mean family" in told
+    assert "must be A, B or C" in refused(2, "compare", "estimates", "published", "--tier", "Z")
     kept = ("--baselines", tmp_path)
     assert "no baseline 'main'" in refused(2, "compare", "--baseline", "main", records, *kept)
     assert "there are no baselines" in refused(2, "history", *kept)
