@@ -24,6 +24,10 @@ class Stack:
     are cast to fp32, without the rest of k-bit preparation; bitsandbytes' linears answer in their
     input's dtype, so the whole residual stream is fp32 then.
 
+    `fused_kernels`: RMSNorm and cross-entropy are one kernel each (unsloth's, as fms-acceleration
+    brings them): the norm saves its input and one number a row, and writes its gradient over the
+    one that it is given; the loss saves the logits that it read, and writes their gradient there.
+
     In inference: `full_logits`: logits of every prompt token, and an fp32 copy of them; since
     transformers 4.45 generate asks for the last token's only. `tuple_cache`: keys and values went
     from step to step as tuples, the old ones held while the new ones were made: twice the whole
@@ -39,6 +43,7 @@ class Stack:
     uncast_loss_types: tuple[str, ...] = ()
     cached_projections: tuple[tuple[str, str], ...] = ()
     fp32_norms_on_quantized: bool = False
+    fused_kernels: bool = False
     full_logits: bool = False
     tuple_cache: bool = False
     rotary_caches: bool = False
@@ -88,6 +93,17 @@ STACKS = {
             shifted_logits=True,
             uncast_loss_types=("gpt_bigcode",),
             cached_projections=(("gpt_bigcode", "c_attn"),),
+        ),
+        Stack(
+            name="fms-fast-kernels",
+            source="foundation-model-stack/fms-acceleration, plugin foak (fast_loss, "
+            "fast_rms_layernorm), on transformers 4.48.1; unsloth kernels/rms_layernorm.py and "
+            "cross_entropy_loss.py",
+            reentrant_checkpointing=True,
+            shifted_logits=True,
+            uncast_loss_types=("gpt_bigcode",),
+            cached_projections=(("gpt_bigcode", "c_attn"),),
+            fused_kernels=True,
         ),
         Stack(
             name="fms-acceleration",

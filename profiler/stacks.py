@@ -13,11 +13,17 @@ def apply(stack: Stack, model: Any) -> None:
     """Change a model in place. Checkpointing's variant is chosen where it is enabled.
 
     Raises:
-        UnsupportedError: the stack's generate was another loop, with another cache.
+        UnsupportedError: the stack's generate was another loop, with another cache, or its
+            kernels were others.
     """
     if stack.tuple_cache:
         raise UnsupportedError(
             f"stack {stack.name!r} kept its cache in tuples, which today's transformers cannot: "
+            "use gpumem estimate"
+        )
+    if stack.fused_kernels:
+        raise UnsupportedError(
+            f"stack {stack.name!r} brought kernels of its own, which are not here: "
             "use gpumem estimate"
         )
     if stack.shifted_logits:

@@ -21,6 +21,15 @@ ANOTHER_MODEL = "{} runs its own implementation of the model, not transformers'"
 
 _FMS_LORA = re.compile(r"LoRA r=(\d+) alpha=(\d+) dropout=([0-9.]+) targets=(.*)")
 
+_FMS_STACKS = {
+    "none": "fms-acceleration",
+    # The baseline's norms were cast to fp32; the accelerated plug-in leaves them as loaded.
+    "baseline-peft-bnb": "fms-acceleration",
+    "accelerated-peft-bnb": "transformers-4.48",
+    "foak-fast-kernels": "fms-fast-kernels",
+    "accelerated-peft-bnb-foak": "fms-fast-kernels",
+}
+
 _FMS_FIGURES = (
     ("nvidia-smi", "device", "peak"),
     ("max_memory_allocated", "allocated", "peak"),
@@ -32,11 +41,9 @@ def fms(row: Printed) -> Stated:
     """Runs of foundation-model-stack/fms-acceleration: SFTTrainer on an A100."""
     _one_gpu(row)
     method, _, plugin = row["method"].partition("; plugin=")
-    if "foak" in plugin:
-        raise NotStated("fused kernels (plugin foak) are not a stack of ours")
     if "autogptq" in plugin:
         raise NotStated("weights in GPTQ int4: not a case's")
-    if plugin not in ("none", "baseline-peft-bnb", "accelerated-peft-bnb"):
+    if plugin not in _FMS_STACKS:
         raise NotStated(f"plugin {plugin} is not a stack of ours")
     if "Mixtral" in row["model"]:
         raise NotStated(
@@ -56,8 +63,7 @@ def fms(row: Printed) -> Stated:
         "optimizer": "adamw_torch",
         "gradient_checkpointing": row["grad_ckpt"] == "True",
         "attention": row["attn"],
-        # The baseline's norms were cast to fp32; the accelerated plug-in leaves them as loaded.
-        "stack": "transformers-4.48" if plugin == "accelerated-peft-bnb" else "fms-acceleration",
+        "stack": _FMS_STACKS[plugin],
         "gpu": card(row["gpu"]),
     }
     adapters = _FMS_LORA.match(method)
@@ -75,8 +81,6 @@ def fms(row: Printed) -> Stated:
         case["mixed_precision"] = mixed.group(1)
     if "quantization" in case:
         case |= {"double_quantization": True, "prepare_kbit": False}
-    elif adapters is not None:
-        case["keep_logits"] = True
     return Stated(case, counter, instant)
 
 

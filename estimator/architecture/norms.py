@@ -21,6 +21,9 @@ def norm(tape: Tape, x: Tensor, spec: Norm | None, ctx: Context) -> Tensor:
     if spec.kind == "centered":
         return _centered(tape, x, spec, ctx)
     rows = x.count // spec.size
+    if ctx.stack.fused_kernels and spec.kind == "rms":
+        weight = parameter(spec.size, x.width, ctx.full)
+        return tape.op(x.count, x.width, (weight, x), (x,), aux=(4 * rows,), grads=(NEW, PASS))
     x32 = cast(tape, x, 4)
     variance = _mean_square(tape, x32, rows)
     rstd = tape.op(rows, 4, (variance,), saves_out=True)

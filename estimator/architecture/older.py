@@ -22,6 +22,8 @@ def shifted_loss(tape: Tape, scores: Tensor, upcast: bool, ctx: Context) -> Tens
     """
     rows = ctx.batch * (ctx.queries - 1)
     copy = as_logits(cast(tape, scores, 4) if upcast else tape.alias(scores))
+    if ctx.stack.fused_kernels:
+        return _fused_loss(tape, copy, rows, ctx)
     # Of one sequence the slice is contiguous, and no copy is made.
     cut = tape.view(copy, copy.count // ctx.tokens * rows, copy.size)
     if ctx.batch > 1:
@@ -33,6 +35,30 @@ def shifted_loss(tape: Tape, scores: Tensor, upcast: bool, ctx: Context) -> Tens
     log_probabilities = tape.op(wide.count, wide.width, (wide,), saves_out=True, component="logits")
     value = tape.op(1, wide.width, (log_probabilities,), (log_probabilities, labels), aux=(4,))
     tape.drop(log_probabilities, wide, labels, cut, copy)
+    return value
+
+
+def _fused_loss(tape: Tape, copy: Tensor, rows: int, ctx: Context) -> Tensor:
+    """Cross-entropy as one kernel over the cut logits, whose gradient is written over them.
+
+    Source: unsloth kernels/cross_entropy_loss.py (`Fast_CrossEntropyLoss`).
+    """
+    count = copy.count // ctx.tokens * rows
+    if ctx.batch > 1:
+        # The gradient takes the cut logits' place until it is copied into zeros of the whole.
+        cut = tape.op(
+            count,
+            copy.width,
+            (copy,),
+            grads=(copy.size,),
+            temporaries=(count * copy.width,),
+            component="logits",
+        )
+    else:
+        cut = tape.view(copy, count, copy.size)
+    labels = tape.new(rows, 8)
+    value = tape.op(1, 4, (cut,), (cut, labels), aux=(4 * rows,), grads=(PASS,))
+    tape.drop(labels, cut, copy)
     return value
 
 

@@ -139,7 +139,7 @@ def test_out_of_memory_is_one_sided() -> None:
     [
         ({"n_gpus": "2"}, "2 GPUs"),
         ({"quant": "GPTQ int4"}, "GPTQ int4"),
-        ({"method": "full finetune; plugin=foak-fast-kernels"}, "fused kernels"),
+        ({"method": "full finetune; plugin=aadp-padding-free"}, "aadp-padding-free"),
         ({"model": "mistralai/Mixtral-8x7B-Instruct-v0.1"}, "experts"),
         ({"seq": "<= 512"}, "sequence length: <= 512"),
         ({"model": "example/unknown"}, "not in the catalogue"),

@@ -81,6 +81,18 @@ def test_the_loss_copies_the_logits_without_their_last_position() -> None:
     assert one.components.logits_bytes < older.components.logits_bytes
 
 
+def test_a_fused_loss_has_no_log_softmax() -> None:
+    changes = {"task": "training", "max_new_tokens": None, "gradient_checkpointing": True}
+    plain, fused = (answer(name, **changes) for name in ("transformers-4.48", "fms-fast-kernels"))
+    forward = [
+        next(phase.peak_allocated_bytes for phase in report.phases if phase.name == "forward")
+        for report in (plain, fused)
+    ]
+    # The rest is the final norm's fp32 copy of its input, and of the labels' row numbers.
+    saved = forward[0] - forward[1] - TOKENS * VOCABULARY * 4
+    assert 0 < saved < 2 * TOKENS * 1024 * 4
+
+
 def test_a_stack_without_a_formula_for_the_model_says_so() -> None:
     gpt2 = {"model_type": "gpt_bigcode", "n_embd": 512, "n_layer": 2, "n_head": 8}
     changes = {"model": gpt2, "task": "training", "max_new_tokens": None, "method": "lora"}
