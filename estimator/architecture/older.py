@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from estimator.architecture.context import Context
+from estimator.architecture.context import AMP_WIDTH, Context
 from estimator.architecture.layer import as_logits
 from estimator.architecture.parts import cast
 from estimator.architecture.tape import PASS, Storage, Tape, Tensor
@@ -57,8 +57,9 @@ def _fused_loss(tape: Tape, copy: Tensor, rows: int, ctx: Context) -> Tensor:
     else:
         cut = tape.view(copy, count, copy.size)
     labels = tape.new(rows, 8)
-    value = tape.op(1, 4, (cut,), (cut, labels), aux=(4 * rows,), grads=(PASS,))
-    tape.drop(labels, cut, copy)
+    wide = as_logits(cast(tape, cut, 4) if ctx.amp else tape.alias(cut))
+    value = tape.op(1, 4, (wide,), (wide, labels), aux=(4 * rows,), grads=(PASS,))
+    tape.drop(labels, wide, cut, copy)
     return value
 
 
@@ -71,4 +72,8 @@ def cached_projection(spec: ModelSpec, ctx: Context) -> Storage | None:
     kept = spec.model_type in dict(ctx.stack.cached_projections)
     if not kept or fused is None or not ctx.checkpointing:
         return None
-    return Storage(ctx.tokens * fused.outputs * ctx.width, "kv_cache")
+    width = ctx.width
+    if ctx.amp is not None:
+        # Under autocast a LayerNorm answers in fp32, and so does a quantized linear after it.
+        width = 4 if ctx.quantization is not None else AMP_WIDTH
+    return Storage(ctx.tokens * fused.outputs * width, "kv_cache")
