@@ -13,7 +13,9 @@ from benchmarks.performance.timings import MEASUREMENTS, Timing
 def main() -> int:
     """Run the measurements and print one line each: the median and the fastest."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.performance", description=__doc__)
-    parser.add_argument("--trace", action="store_true", help="also trace an 8B model (seconds)")
+    parser.add_argument(
+        "--trace", action="store_true", help="also what takes seconds: a trace, accelerate"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the timings")
     options = parser.parse_args()
     timings: list[Timing] = []

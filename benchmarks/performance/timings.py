@@ -6,18 +6,37 @@ runs is the figure that other load on the machine disturbs least.
 
 from __future__ import annotations
 
+import itertools
+import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 REPEATS = 7
 
 _MODEL = "Llama-3.1-8B"
 _CASE = {"model": _MODEL, "task": "training", "gradient_checkpointing": True}
+_LARGE_CASE = {
+    "model": "Llama-3.1-70B",
+    "task": "training",
+    "method": "lora",
+    "quantization": "nf4",
+    "gradient_checkpointing": True,
+}
+_ACCELERATE = """
+import sys, types
+from accelerate.commands import estimate
+known = types.SimpleNamespace(library_name="transformers", config={})
+estimate.verify_on_hub = lambda *_: known
+parser = estimate.estimate_command_parser()
+estimate.estimate_command(parser.parse_args([sys.argv[1], "--library_name", "transformers"]))
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +90,43 @@ def one_estimate(name: str) -> Timing:
     return timed(name, lambda: estimate(case), repeats=50)
 
 
+def estimates_of_70b(name: str) -> Timing:
+    """A QLoRA estimate of a 70B model, each of another length: no block is remembered."""
+    from estimator import Case, estimate
+
+    case = Case.from_dict(_LARGE_CASE)
+    lengths = itertools.count(case.sequence_length)
+    estimate(case)
+    return timed(name, lambda: estimate(replace(case, sequence_length=next(lengths))), repeats=200)
+
+
+def grid_of_70b(name: str) -> Timing:
+    """10 000 points of batch size and length in one call."""
+    from estimator import Case
+    from estimator.grid import grid
+
+    case = Case.from_dict(_LARGE_CASE)
+    batches, lengths = range(1, 101), range(128, 128 * 101, 128)
+    return timed(name, lambda: grid(case, batches, lengths))
+
+
 def cold_command(name: str) -> Timing:
     """`gpumem estimate` from the shell."""
     return timed(name, _process("-m", "app", "estimate", _MODEL, "--task", "training"))
+
+
+def accelerate_command(name: str) -> Timing:
+    """`accelerate estimate-memory` of the same model, spared its request to the Hub.
+
+    The configuration lies in a folder, and what the Hub would say of it is put in its place: what
+    is timed is the rest of the command's own code.
+    """
+    from estimator.config_source import load_config
+
+    with tempfile.TemporaryDirectory() as folder:
+        text = json.dumps(load_config(_MODEL).config)
+        Path(folder, "config.json").write_text(text, encoding="utf-8")
+        return timed(name, _process("-c", _ACCELERATE, folder))
 
 
 def trace_of_8b(name: str) -> Timing:
@@ -89,6 +142,9 @@ MEASUREMENTS: dict[str, tuple[Callable[[str], Timing], bool]] = {
     "import estimator": (import_estimator, False),
     "one estimate": (one_estimate, False),
     "gpumem estimate, cold": (cold_command, False),
+    "70B QLoRA estimate, another length each": (estimates_of_70b, False),
+    "70B QLoRA grid of 10 000 points": (grid_of_70b, False),
+    "accelerate estimate-memory, cold": (accelerate_command, True),
     "trace of an 8B training step": (trace_of_8b, True),
 }
 """What is measured by name, and whether it is slow."""
