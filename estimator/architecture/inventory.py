@@ -114,6 +114,10 @@ def inventory(spec: ModelSpec, lora: Lora | None) -> Inventory:
         buffers += [4 * (spec.rotary_dim // 2)] * spec.rope_tables
     inner = (linear for layer in spec.layers for linear in layer.linears)
     linears = tuple(linear for linear in (*inner, *spec.outer_linears) if not linear.own_class)
+    if spec.tied and spec.final_norm is not None and not spec.final_norm.shapes:
+        # What holds the model's last parameter is not quantized: the head, or the final norm, but
+        # without either the last linear (transformers/quantizers/base.py, OLMo 1B).
+        linears = linears[:-1]
     buffers += spec.buffers
     caches: tuple[int, ...] = ()
     if spec.rope_tables and spec.max_positions:

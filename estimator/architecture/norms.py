@@ -6,7 +6,7 @@ the caller.
 
 from __future__ import annotations
 
-from estimator.architecture.context import Context
+from estimator.architecture.context import AMP_WIDTH, Context
 from estimator.architecture.parts import cast, operands, parameter
 from estimator.architecture.tape import NEW, PASS, Tape, Tensor
 from estimator.spec import Norm
@@ -174,16 +174,17 @@ def _layer_norm(tape: Tape, x: Tensor, spec: Norm, ctx: Context) -> Tensor:
     weight, `OlmoLayerNorm` has none and computes in fp32.
     """
     rows = x.count // spec.size
-    # Autocast has it computed, and handed on, in fp32.
-    wide = spec.kind == "layer_fp32" or ctx.amp is not None
-    given = cast(tape, x, 4) if wide else tape.alias(x)
+    # Autocast has it computed, and handed on, in fp32; Nemotron's casts what it is given itself.
+    width = 4 if spec.kind == "layer_fp32" or ctx.amp is not None else x.width
+    if ctx.amp is not None and spec.kind == "layer_plus_one":
+        width = AMP_WIDTH
+    given = cast(tape, x, width)
     affine = [parameter(size, x.width, ctx.full) for size in spec.shapes]
     plus_one = None
     if spec.kind == "layer_plus_one":
         plus_one = tape.op(spec.size, x.width, (affine[0],))
         affine[0] = plus_one
-    if wide:
-        affine = [cast(tape, tensor, 4) for tensor in affine]
+    affine = [cast(tape, tensor, width) for tensor in affine]
     inputs = (given, *affine)
     out = tape.op(x.count, given.width, inputs, inputs[:2], aux=(4 * rows, 4 * rows))
     tape.drop(given, plus_one)

@@ -105,6 +105,11 @@ def autocast_is_enabled() -> bool:
     return _STATE.active_dtype() is not None
 
 
+def autocast_dtype() -> Any:
+    """Return what meta tensors are cast to here, or None."""
+    return _STATE.active_dtype()
+
+
 def _replace(holder: Any, name: str, cast: Callable[[Any], Any]) -> Callable[[], None]:
     inherited = name not in vars(holder)
     original = getattr(holder, name)

@@ -14,13 +14,14 @@ from torch.optim import adam, adamw, optimizer, sgd
 from torch.utils import _foreach_utils
 
 from profiler.trace.attention import cuda_attention
-from profiler.trace.autocast import autocast_context, autocast_is_enabled
+from profiler.trace.autocast import autocast_context, autocast_dtype, autocast_is_enabled
 from profiler.trace.bitsandbytes_paths import managed_memory
 
 _DROPOUT = torch.nn.functional.dropout
 _SOFTMAX = torch.nn.functional.softmax
 _AUTOCAST = torch.autocast
 _IS_AUTOCAST_ENABLED = torch.is_autocast_enabled
+_GET_AUTOCAST_DTYPE = torch.get_autocast_dtype
 _ONE_HOT = torch.nn.functional.one_hot
 
 
@@ -35,6 +36,7 @@ def as_on_cuda() -> Iterator[None]:
         stack.enter_context(_replaced(torch.nn.functional, "one_hot", _one_hot))
         stack.enter_context(_replaced(torch, "autocast", _autocast))
         stack.enter_context(_replaced(torch, "is_autocast_enabled", _is_autocast_enabled))
+        stack.enter_context(_replaced(torch, "get_autocast_dtype", _get_autocast_dtype))
         for name in (
             "_get_foreach_kernels_supported_devices",
             "_get_fused_kernels_supported_devices",
@@ -98,6 +100,10 @@ def _autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:
         dtype = kwargs.get("dtype", args[0] if args else None)
         return autocast_context((dtype or torch.float16) if enabled else None)
     return _AUTOCAST(device_type, *args, **kwargs)
+
+
+def _get_autocast_dtype(device_type: str) -> Any:
+    return autocast_dtype() if device_type == "meta" else _GET_AUTOCAST_DTYPE(device_type)
 
 
 def _is_autocast_enabled(*device_types: str) -> bool:
