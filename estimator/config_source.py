@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import copy
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from estimator.catalogue import find_model
+from estimator.checkpoint import Checkpoint, read_checkpoint
 from estimator.errors import ModelError, show_value
 from estimator.strict_json import MAX_JSON_BYTES, check_json, parse_json
 
@@ -24,6 +25,7 @@ class ModelConfig:
     """A model's configuration, as its config.json has it, with `model_type`.
 
     `parameters` is the known count (catalogue models only, tied weights once), else None.
+    `checkpoint` is what a folder's safetensors files hold.
     `notes` says in one line each what was decided while reading it; they belong among a
     report's assumptions.
     """
@@ -32,6 +34,7 @@ class ModelConfig:
     config: dict[str, Any]
     origin: Origin
     parameters: int | None = None
+    checkpoint: Checkpoint | None = None
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -92,7 +95,10 @@ def _read(path: Path) -> ModelConfig:
         reason = problem.strerror or "unknown error"
         raise ModelError(f"configuration {shown} cannot be read: {reason}") from None
     config = parse_json(data, f"configuration {shown}", ModelError)
-    return _complete(name or "config", config, origin, f"configuration {shown}")
+    found = _complete(name or "config", config, origin, f"configuration {shown}")
+    if origin == "folder":
+        return replace(found, checkpoint=read_checkpoint(path.parent))
+    return found
 
 
 def _complete(name: str, config: Any, origin: Origin, what: str) -> ModelConfig:
@@ -118,4 +124,4 @@ def _complete(name: str, config: Any, origin: Origin, what: str) -> ModelConfig:
             "the checkpoint's own quantization_config is left out: "
             "dtype and quantization are the case's"
         )
-    return ModelConfig(name, config, origin, None, tuple(notes))
+    return ModelConfig(name, config, origin, notes=tuple(notes))

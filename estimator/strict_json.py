@@ -15,11 +15,13 @@ MAX_DEPTH = 64
 """Configurations nest a few levels deep; code that copies values recurses once or twice a level."""
 
 
-def parse_json(data: bytes | str, what: str, error: type[GpumemError]) -> Any:
+def parse_json(
+    data: bytes | str, what: str, error: type[GpumemError], most: int = MAX_JSON_BYTES
+) -> Any:
     """Parse one JSON text; `what` names it in the error sentence (`cases line 3`).
 
     Raises:
-        error: when it is empty, above `MAX_JSON_BYTES`, not UTF-8, not JSON, nested too deeply,
+        error: when it is empty, above `most` bytes, not UTF-8, not JSON, nested too deeply,
             or holds NaN, Infinity or a number that no float can hold.
     """
 
@@ -30,8 +32,8 @@ def parse_json(data: bytes | str, what: str, error: type[GpumemError]) -> Any:
         value = float(text)
         return value if math.isfinite(value) else refuse(text)
 
-    if len(data) > MAX_JSON_BYTES:
-        raise error(f"{what} is larger than {MAX_JSON_BYTES // 2**20} MiB")
+    if len(data) > most:
+        raise error(f"{what} is larger than {most // 2**20} MiB")
     try:
         text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
         if not text.strip():

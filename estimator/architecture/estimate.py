@@ -49,7 +49,7 @@ def estimate_architecture(case: Case) -> MemoryReport:
         ),
         phases=run.finish(),
         components=components,
-        assumptions=(*_assumptions(case, config), *lines),
+        assumptions=(*_assumptions(case, config), *_checkpoint_line(config, spec), *lines),
     )
 
 
@@ -162,6 +162,20 @@ _CACHES = {
     "quantized": "optimum-quanto's 4-bit cache: groups of 64, the newest 127 tokens as they are",
     "paged": f"pages of {PAGE} tokens, as vLLM's: attention reads them in place, windows keep all",
 }
+
+
+def _checkpoint_line(config: ModelConfig, spec: ModelSpec) -> tuple[str, ...]:
+    """Say what a checkpoint holds, and where its configuration makes another model."""
+    if config.checkpoint is None:
+        return ()
+    held, head = config.checkpoint.parameters, spec.head.weight_count if spec.tied else 0
+    # A tied head may be stored a second time.
+    if held in (spec.parameters, spec.parameters + head):
+        return (config.checkpoint.sentence,)
+    return (
+        f"{config.checkpoint.sentence}, but its configuration makes {spec.parameters}: the "
+        "estimate follows the configuration",
+    )
 
 
 def _assumptions(case: Case, config: ModelConfig) -> tuple[str, ...]:

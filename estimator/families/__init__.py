@@ -139,9 +139,13 @@ def parse_spec(config: ModelConfig) -> ModelSpec:
         raise UnsupportedError(
             f"the architecture formulas do not know the model type {model_type!r} of "
             f"{config.name}: use gpumem trace, which runs transformers' own code, "
-            "or --formulas article"
+            f"or --formulas article{_held(config)}"
         )
     return _remembered(config.name, json.dumps(config.config))
+
+
+def _held(config: ModelConfig) -> str:
+    return "" if config.checkpoint is None else f" ({config.checkpoint.sentence})"
 
 
 @lru_cache(maxsize=64)
