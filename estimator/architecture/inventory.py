@@ -42,8 +42,9 @@ def held(counts: Sequence[int], width: int, copies: int = 1) -> Held:
     Args:
         copies: how many of each are made in a row (an optimizer's states).
 
-    Tensors between 1 and 10 MiB share segments of 20 MiB, and the last of each segment also gets a
-    rest of up to 1 MiB: those are played on the allocator's model.
+    Tensors between 1 and 10 MiB share segments of 20 MiB, or what larger ones leave of theirs, and
+    the last of each segment also gets a rest of up to 1 MiB: where there are any, all are played
+    on the allocator's model.
     """
     return _held(tuple(counts), width, copies)
 
@@ -51,18 +52,15 @@ def held(counts: Sequence[int], width: int, copies: int = 1) -> Held:
 @lru_cache(maxsize=512)
 def _held(counts: tuple[int, ...], width: int, copies: int) -> Held:
     # Remembered, because a model is asked about again and again at other batches and lengths.
-    requested = allocated = 0
-    packed: CachingAllocator | None = None
-    for count in counts:
-        size = count * width
-        requested += copies * size
-        if SMALL_BYTES < size < MIN_LARGE_BYTES:
-            packed = packed or CachingAllocator()
-            for _ in range(copies):
-                packed.allocate(size)
-        else:
-            allocated += copies * expected_block(size)
-    return Held(requested, allocated + (packed.allocated_bytes if packed else 0))
+    sizes = [count * width for count in counts]
+    requested = copies * sum(sizes)
+    if not any(SMALL_BYTES < size < MIN_LARGE_BYTES for size in sizes):
+        return Held(requested, copies * sum(map(expected_block, sizes)))
+    allocator = CachingAllocator()
+    for size in sizes:
+        for _ in range(copies):
+            allocator.allocate(size)
+    return Held(requested, allocator.allocated_bytes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -202,7 +200,9 @@ def _quantized_weights(
     if double_quantization:
         # The table of 256 values by which scales are quantized, one for all.
         sizes.append(1024)
-    return held(list(rest.elements()), width) + held(sizes, 1)
+    # The embeddings are the first.
+    others = [count * width for count in rest.elements()]
+    return held([*others[:1], *sizes, *others[1:]], 1)
 
 
 def trainable(case: Case, items: Inventory) -> tuple[tuple[int, ...], int]:
