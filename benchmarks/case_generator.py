@@ -94,7 +94,7 @@ def _draw(rng: random.Random, bounds: Bounds) -> Case:
         fields["method"] = "lora"
         fields["lora"] = _lora(rng, spec)
     if training:
-        fields |= _training(rng)
+        fields |= _training(rng, dtype)
         fields["gradient_checkpointing"] &= spec.checkpointable
     else:
         fields["cache"] = rng.choice(("dynamic", "dynamic", "dynamic", "static"))
@@ -108,7 +108,7 @@ def _draw(rng: random.Random, bounds: Bounds) -> Case:
     return Case.from_dict(fields)
 
 
-def _training(rng: random.Random) -> dict[str, Any]:
+def _training(rng: random.Random, dtype: str) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "optimizer": rng.choice(
             ("adamw_torch_fused", "adamw_torch", "sgd", "adafactor", "adamw_bnb_8bit", "adagrad")
@@ -118,7 +118,7 @@ def _training(rng: random.Random) -> dict[str, Any]:
         "keep_logits": rng.random() < 0.25,
     }
     if rng.random() < 0.3:
-        fields["mixed_precision"] = "bf16"
+        fields["mixed_precision"] = "fp16" if dtype == "float16" else "bf16"
     if fields["optimizer"] == "sgd":
         fields["momentum"] = rng.choice((0.0, 0.9))
     return fields

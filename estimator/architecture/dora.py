@@ -9,7 +9,16 @@ Source: peft/tuners/lora/dora.py (`DoraLinearLayer.forward`), variants.py (`Dora
 from __future__ import annotations
 
 from estimator.architecture.context import Context
-from estimator.architecture.parts import adapter, add, cast, dropout, multiply, parameter, scale
+from estimator.architecture.parts import (
+    adapter,
+    add,
+    cast,
+    dropout,
+    multiply,
+    parameter,
+    product_input,
+    scale,
+)
 from estimator.architecture.quantized import BLOCK_4BIT
 from estimator.architecture.tape import PASS, Tape, Tensor
 from estimator.spec import Linear
@@ -28,14 +37,12 @@ def dora_sum(
     """
     assert ctx.lora is not None
     rows = x.count // spec.inputs
-    drops = ctx.lora.lora_dropout > 0 and ctx.training
     read = dropout(tape, x, ctx.lora.lora_dropout, ctx)
     first = len(tape.nodes)
     eye = tape.new(spec.inputs**2, ctx.adapter_width, component="temporaries")
     down = adapter(tape, eye, spec.inputs, spec.inputs, ctx.lora.r, ctx)
-    tape.drop(eye)
     up = adapter(tape, down, spec.inputs, ctx.lora.r, spec.outputs, ctx)
-    tape.drop(down)
+    tape.drop(down, eye)
     added = cast(tape, up, x.width)
     tape.drop(up)
     last = len(tape.nodes)
@@ -46,7 +53,7 @@ def dora_sum(
     low = adapter(tape, read, rows, spec.inputs, ctx.lora.r, ctx, viewed)
     learned = adapter(tape, low, rows, ctx.lora.r, spec.outputs, ctx, viewed)
     tape.drop(low)
-    base = _base_result(tape, read, result, weight, spec, drops, viewed)
+    base = _base_result(tape, read, result, weight, spec, ctx, viewed)
     extra = _scaled_parts(tape, factor, base, learned)
     tape.abandon(first, last)
     tape.drop(added, weight, norms, factor, learned, base, read)
@@ -88,12 +95,16 @@ def _row_norms(tape: Tape, added: Tensor, weight: Tensor, spec: Linear) -> Tenso
 
 
 def _base_result(
-    tape: Tape, x: Tensor, result: Tensor, weight: Tensor, spec: Linear, drops: bool, viewed: bool
+    tape: Tape, x: Tensor, result: Tensor, weight: Tensor, spec: Linear, ctx: Context, viewed: bool
 ) -> Tensor:
     """The base's result without its bias; computed anew from the input that dropout changed."""
-    if drops:
-        rows = x.count // spec.inputs
-        return tape.op(rows * spec.outputs, x.width, (x,), (weight,), viewed=viewed)
+    assert ctx.lora is not None
+    if ctx.lora.lora_dropout and ctx.training:
+        count = x.count // spec.inputs * spec.outputs
+        read, matrix = product_input(tape, x, ctx), product_input(tape, weight, ctx)
+        out = tape.op(count, read.width, (read,), (matrix,), viewed=viewed)
+        tape.drop(read, matrix)
+        return out
     if spec.bias:
         return tape.op(result.count, result.width, (result,), grads=(PASS,))
     return tape.alias(result)

@@ -100,6 +100,16 @@ def _refuse(case: Case, spec: ModelSpec) -> None:
             case.mixed_precision is not None and not case.training
         ),
         f"stack {case.stack!r} with other norms than RMSNorm": _norms_unknown(case, spec),
+        f"{case.dtype} weights under autocast to {case.mixed_precision}": (
+            case.dtype != "float32" and case.mixed_precision not in (None, _HALVES[case.dtype])
+        ),
+        "DoRA under autocast on a quantized base that was not prepared (prepare_kbit)": (
+            case.lora is not None
+            and case.lora.use_dora
+            and case.mixed_precision is not None
+            and case.quantization is not None
+            and not case.prepare_kbit
+        ),
         "DoRA on stacked experts (peft has none)": _dora_experts(case, spec),
         f"activation {spec.layers[0].mlp.activation!r}": not known_activation(
             spec.layers[0].mlp.activation
@@ -111,6 +121,9 @@ def _refuse(case: Case, spec: ModelSpec) -> None:
                 f"the architecture formulas do not know {what} yet: use gpumem trace, "
                 "gpumem profile on a GPU, or --formulas article"
             )
+
+
+_HALVES = {"bfloat16": "bf16", "float16": "fp16"}
 
 
 def _dora_experts(case: Case, spec: ModelSpec) -> bool:
