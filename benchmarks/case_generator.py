@@ -104,7 +104,7 @@ def _draw(rng: random.Random, bounds: Bounds) -> Case:
             _between(rng, *bounds.max_new_tokens), max(1, longest - fields["sequence_length"])
         )
     if (adapters or not training) and rng.random() < 0.3:
-        fields |= _quantization(rng, training)
+        fields |= _quantization(rng, training, adapters and fields["lora"]["use_dora"])
     return Case.from_dict(fields)
 
 
@@ -124,13 +124,14 @@ def _training(rng: random.Random, dtype: str) -> dict[str, Any]:
     return fields
 
 
-def _quantization(rng: random.Random, training: bool) -> dict[str, Any]:
+def _quantization(rng: random.Random, training: bool, dora: bool) -> dict[str, Any]:
     kind = rng.choice(("int8", "nf4", "fp4"))
     fields: dict[str, Any] = {"quantization": kind}
     if kind != "int8":
         fields["double_quantization"] = rng.random() < 0.5
     if training:
-        fields["prepare_kbit"] = rng.random() < 0.7
+        # DoRA under autocast has no formula without.
+        fields["prepare_kbit"] = dora or rng.random() < 0.7
     return fields
 
 
