@@ -9,6 +9,7 @@ factor 4 on activations: the code of its calculator, LLM-System-Requirements.
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -238,6 +239,12 @@ def _read_size(config: ModelConfig, name: str) -> int:
 def _parameters(config: ModelConfig) -> int:
     if config.parameters is not None:
         return config.parameters
+    from estimator.families import count_parameters
+
+    with suppress(UnsupportedError):
+        count = count_parameters(config)
+        if count is not None:
+            return count
     return _spec(config, "the number of parameters").parameters
 
 

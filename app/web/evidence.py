@@ -22,7 +22,7 @@ from benchmarks.store import read_records
 from estimator.case import Case
 from estimator.config_source import load_config
 from estimator.errors import GpumemError
-from estimator.families import parse_spec
+from estimator.families import count_parameters
 
 RECORDS = FOLDER.parent / "records"
 MEASURED = "measured by others"
@@ -143,7 +143,7 @@ def _differences(case: Case, other: Case) -> tuple[tuple[str, ...], float]:
 def _parameters(case: Case) -> int | None:
     try:
         config = load_config(case.model)
-        return config.parameters or parse_spec(config).parameters
+        return config.parameters or count_parameters(config)
     except GpumemError:
         return None
 

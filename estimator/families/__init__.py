@@ -33,8 +33,10 @@ from estimator.families import (
     qwen_next,
     xglm_ctrl,
 )
+from estimator.families.parameters_only import COUNTERS
 from estimator.families.reader import ConfigReader
 from estimator.spec import ModelSpec
+from estimator.units import format_gib
 
 PARSERS: dict[str, Callable[[ConfigReader], ModelSpec]] = {
     "llama": llama.parse,
@@ -130,12 +132,22 @@ def parse_spec(config: ModelConfig) -> ModelSpec:
     """Translate a configuration into a spec.
 
     Raises:
-        UnsupportedError: the type is not known; the message names the way out.
+        UnsupportedError: the type's memory has no formulas; the message names the way out, and
+            what the parameters alone take, where they can be counted.
         ModelError: a field is missing, or its value is impossible.
     """
     model_type = config.config.get("model_type")
     parser = PARSERS.get(model_type) if isinstance(model_type, str) else None
     if parser is None:
+        count = count_parameters(config)
+        if count is not None:
+            shown = f"{count:,}".replace(",", " ")
+            raise UnsupportedError(
+                f"the architecture formulas count the parameters of {config.name}, {shown} "
+                f"({format_gib(2 * count)} in bfloat16), but do not know the memory of its model "
+                f"type {model_type!r}: use gpumem trace, which runs transformers' own code, or "
+                f"--formulas article{_held(config)}"
+            )
         raise UnsupportedError(
             f"the architecture formulas do not know the model type {model_type!r} of "
             f"{config.name}: use gpumem trace, which runs transformers' own code, "
@@ -146,6 +158,24 @@ def parse_spec(config: ModelConfig) -> ModelSpec:
 
 def _held(config: ModelConfig) -> str:
     return "" if config.checkpoint is None else f" ({config.checkpoint.sentence})"
+
+
+def count_parameters(config: ModelConfig) -> int | None:
+    """Return the number of parameters, tied ones once; None where the type is not known.
+
+    It knows more types than `parse_spec`: those of `COUNTERS`, too.
+
+    Raises:
+        UnsupportedError: a setting of a known type without a formula.
+        ModelError: a field is missing, or its value is impossible.
+    """
+    model_type = config.config.get("model_type")
+    if not isinstance(model_type, str):
+        return None
+    if model_type in PARSERS:
+        return parse_spec(config).parameters
+    counter = COUNTERS.get(model_type)
+    return None if counter is None else counter(ConfigReader(config))
 
 
 @lru_cache(maxsize=64)

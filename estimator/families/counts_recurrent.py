@@ -1,0 +1,159 @@
+"""Parameter counts of recurrent models and of short convolutions beside attention.
+
+Source: transformers/models/{rwkv,recurrent_gemma,xlstm,lfm2,lfm2_moe}/
+{modeling,configuration}_*.py.
+"""
+
+from __future__ import annotations
+
+from estimator.errors import ModelError
+from estimator.families.counts import (
+    check_length,
+    convolution,
+    embeddings,
+    experts,
+    factor,
+    gated_mlp,
+    grouped_attention,
+    kinds,
+    layer_count,
+    linear,
+)
+from estimator.families.reader import ConfigReader
+from estimator.units import round_up
+
+
+def count_rwkv(reader: ConfigReader) -> int:
+    """RwkvForCausalLM (version 4): one more norm in front of the first layer.
+
+    Source: https://arxiv.org/abs/2305.13048.
+    """
+    hidden = reader.size("hidden_size", default=4096)
+    inner = reader.size("attention_hidden_size", default=hidden)
+    width = reader.size("intermediate_size", default=4 * hidden)
+    time = 2 * inner + 3 * hidden + 4 * hidden * inner
+    channel = 2 * hidden + 2 * hidden * width + hidden * hidden
+    norms = 4 * hidden
+    outer = embeddings(reader, reader.size("vocab_size", default=50277), hidden, False)
+    return outer + layer_count(reader, 32) * (time + channel + norms) + 4 * hidden
+
+
+def count_recurrent_gemma(reader: ConfigReader) -> int:
+    """RecurrentGemmaForCausalLM: gated linear recurrences, and local attention between.
+
+    Source: https://arxiv.org/abs/2402.19427, section 2.4.
+    """
+    hidden = reader.size("hidden_size", default=2560)
+    heads, kv_heads = reader.heads(None, 10)
+    d = reader.divided("hidden_size", hidden, "num_attention_heads", heads)
+    bias = reader.flag("attention_bias", False)
+    attention = linear(hidden, (heads + 2 * kv_heads) * d, bias) + linear(hidden, hidden, True)
+    lru = reader.size("lru_width", default=hidden)
+    block = lru // heads
+    gates = 2 * heads * (block * block + block) + lru
+    recurrence = (
+        2 * linear(hidden, lru, True)
+        + linear(lru, hidden, True)
+        + convolution(lru, reader.size("conv1d_width", default=4), True)
+        + gates
+    )
+    width = reader.size("intermediate_size", default=7680) // 2
+    around = gated_mlp(hidden, width, True) + 2 * hidden
+    known = ("linear_attention", "full_attention")
+    cycle = kinds(reader, ("block_types",), known) or [known[0], known[0], known[1]]
+    outer = embeddings(reader, reader.size("vocab_size", default=256000), hidden, True)
+    total = outer + hidden
+    for index in range(layer_count(reader, 26)):
+        attends = cycle[index % len(cycle)] == "full_attention"
+        total += around + (attention if attends else recurrence)
+    return total
+
+
+def count_xlstm(reader: ConfigReader) -> int:
+    """xLSTMForCausalLM: matrix memories and a gated MLP in each layer.
+
+    Source: https://arxiv.org/abs/2503.13427.
+    """
+    hidden = reader.size("hidden_size", "embedding_dim", default=4096)
+    heads = reader.size("num_heads", default=8)
+    bias = reader.flag("use_bias", False)
+    keys = int(hidden * factor(reader, "qk_dim_factor", 0.5))
+    values = int(hidden * factor(reader, "v_dim_factor", 1.0))
+    step = reader.size("ffn_round_up_to_multiple_of", default=64)
+    width = _multiple(hidden * factor(reader, "ffn_proj_factor", 2.667), step)
+    norm = 2 * hidden if bias else hidden
+    memory = 2 * (linear(hidden, keys, bias) + linear(hidden, values, bias))
+    memory += 2 * linear(hidden, heads, True) + linear(values, hidden, bias)
+    normed = values // heads * heads
+    memory += 2 * normed if bias else normed
+    layer = memory + gated_mlp(hidden, width, bias) + 2 * norm
+    outer = embeddings(reader, reader.size("vocab_size", default=50304), hidden, False)
+    count = reader.size("num_hidden_layers", "num_blocks", default=32)
+    return outer + count * layer + hidden
+
+
+def _multiple(size: float, step: int) -> int:
+    """Round up as xLSTM's code does: of a size that need not be whole."""
+    return int((size + step - 1) // step) * step
+
+
+_LFM2_KINDS = ("linear_attention", "full_attention")
+
+
+def count_lfm2(reader: ConfigReader) -> int:
+    """Lfm2ForCausalLM: gated short convolutions, and attention in some layers."""
+    hidden = reader.size("hidden_size", default=2560)
+    count = layer_count(reader, 32)
+    listed = kinds(reader, ("layer_types",), _LFM2_KINDS)
+    if listed:
+        attends = check_length(reader, listed, count).count("full_attention")
+    elif reader.config.get("full_attn_idxs") is None:
+        attends = count
+    else:
+        attends = sum(index in reader.indices("full_attn_idxs") for index in range(count))
+    mlp = gated_mlp(hidden, _lfm2_width(reader))
+    return _lfm2(reader, hidden, count, attends, count * mlp)
+
+
+def _lfm2_width(reader: ConfigReader) -> int:
+    """Two thirds of the configured width, times a factor, rounded up."""
+    width = reader.size("block_ff_dim", "intermediate_size", default=12288)
+    if not reader.flag("block_auto_adjust_ff_dim", True):
+        return width
+    width = int(2 * width / 3)
+    multiplier = "block_ffn_dim_multiplier"
+    if reader.config.get(multiplier, 1.0) is None:
+        return width
+    width = int(factor(reader, multiplier, 1.0) * width)
+    return round_up(width, reader.size("block_multiple_of", default=256))
+
+
+def count_lfm2_moe(reader: ConfigReader) -> int:
+    """Lfm2MoeForCausalLM: experts in all layers but the first `num_dense_layers`."""
+    hidden = reader.size("hidden_size", default=2048)
+    count = layer_count(reader, 32)
+    listed = kinds(reader, ("layer_types",), _LFM2_KINDS)
+    if not listed:
+        raise ModelError(f"the configuration of {reader.name} lacks layer_types")
+    check_length(reader, listed, count)
+    first = min(count, reader.count("num_dense_layers", 2))
+    dense = gated_mlp(hidden, reader.size("intermediate_size", default=7168))
+    width = reader.size("moe_intermediate_size", default=1792)
+    sparse = experts(hidden, width, reader.size("num_experts", default=32))
+    blocks = first * dense + (count - first) * sparse
+    return _lfm2(reader, hidden, count, listed.count("full_attention"), blocks)
+
+
+def _lfm2(reader: ConfigReader, hidden: int, count: int, attends: int, blocks: int) -> int:
+    """Return what both share, around all layers' `blocks`."""
+    heads, _ = reader.heads(8 if "num_key_value_heads" not in reader.config else None, 32)
+    attention = grouped_attention(reader, hidden, False, kv_heads=8)
+    attention += 2 * reader.head_dim(hidden, heads)
+    bias = reader.flag("conv_bias", False)
+    short = linear(hidden, 3 * hidden, bias) + linear(hidden, hidden, bias)
+    short += convolution(hidden, reader.size("conv_L_cache", default=3), bias)
+    mixers = attends * attention + (count - attends) * short
+    # The older name wins where both are given.
+    tied = reader.flag("tie_embedding", reader.flag("tie_word_embeddings", True))
+    outer = reader.size("vocab_size", default=65536) * hidden * (1 if tied else 2)
+    return outer + mixers + blocks + 2 * count * hidden + hidden

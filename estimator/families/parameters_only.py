@@ -1,0 +1,54 @@
+"""Model types whose parameters are counted though their memory has no formulas yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from estimator.families.counts_hybrid import (
+    count_bamba,
+    count_falcon_h1,
+    count_granitemoehybrid,
+    count_jamba,
+    count_nemotron_h,
+)
+from estimator.families.counts_mamba import count_mamba, count_mamba2
+from estimator.families.counts_recurrent import (
+    count_lfm2,
+    count_lfm2_moe,
+    count_recurrent_gemma,
+    count_rwkv,
+    count_xlstm,
+)
+from estimator.families.counts_seq2seq import count_decoder
+from estimator.families.counts_zamba import count_zamba, count_zamba2
+from estimator.families.reader import ConfigReader
+
+COUNTERS: dict[str, Callable[[ConfigReader], int]] = {
+    "mamba": count_mamba,
+    "falcon_mamba": count_mamba,
+    "mamba2": count_mamba2,
+    "jamba": count_jamba,
+    "bamba": count_bamba,
+    "falcon_h1": count_falcon_h1,
+    "granitemoehybrid": count_granitemoehybrid,
+    "nemotron_h": count_nemotron_h,
+    "zamba": count_zamba,
+    "zamba2": count_zamba2,
+    "rwkv": count_rwkv,
+    "recurrent_gemma": count_recurrent_gemma,
+    "xlstm": count_xlstm,
+    "lfm2": count_lfm2,
+    "lfm2_moe": count_lfm2_moe,
+    "bart": count_decoder,
+    "mbart": count_decoder,
+    "mvp": count_decoder,
+    "plbart": count_decoder,
+    "pegasus": count_decoder,
+    "bigbird_pegasus": count_decoder,
+    "marian": count_decoder,
+    "blenderbot": count_decoder,
+    "blenderbot-small": count_decoder,
+    "trocr": count_decoder,
+    "whisper": count_decoder,
+}
+"""Function by `model_type` that returns the number of parameters, tied ones once."""
