@@ -80,8 +80,8 @@ def find_model(name: str) -> CatalogueEntry:
             raise ModelError(f"model {show_value(name)} is ambiguous: give {names}")
     raise ModelError(
         f"model {show_value(name)} is not in the catalogue of {len(entries())} models"
-        f"{_hint(name)} (`gpumem models` lists them; for any other, download its config.json "
-        "and give the path)"
+        f"{_hint(name)} (`gpumem models` lists them; for any other, `hf download` it, or its "
+        "config.json and give the path)"
     )
 
 

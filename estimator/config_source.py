@@ -15,6 +15,7 @@ from typing import Any, Literal
 from estimator.catalogue import find_model
 from estimator.checkpoint import Checkpoint, read_checkpoint
 from estimator.errors import ModelError, show_value
+from estimator.hub_cache import cached_snapshot
 from estimator.strict_json import MAX_JSON_BYTES, check_json, parse_json
 
 Origin = Literal["catalogue", "file", "folder", "object"]
@@ -47,7 +48,8 @@ def load_config(model: str | dict[str, Any]) -> ModelConfig:
     """Return the configuration that a case's `model` means.
 
     A string that starts with `.`, `/` or `~` or ends in `.json` is a path. Otherwise a folder of
-    that name that holds a config.json comes first (as in transformers), then the catalogue.
+    that name that holds a config.json comes first (as in transformers), then the catalogue, then
+    what the Hub's cache on this machine holds.
 
     Raises:
         ModelError: one sentence: unknown name, unreadable or empty file, not JSON (with the
@@ -71,6 +73,9 @@ def load_config(model: str | dict[str, Any]) -> ModelConfig:
     except ModelError:
         if os.path.exists(path):
             return _read(path)
+        snapshot = cached_snapshot(model)
+        if snapshot is not None:
+            return replace(_read(snapshot), name=model)
         raise
     return ModelConfig(entry.name, copy.deepcopy(entry.config), "catalogue", entry.parameters)
 

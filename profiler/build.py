@@ -17,6 +17,7 @@ from estimator.case import Case
 from estimator.config_source import load_config
 from estimator.errors import EnvironmentUnavailable, ModelError, UnsupportedError
 from estimator.families import parse_spec
+from estimator.hub_cache import cached_snapshot
 from estimator.stacks import STACKS
 from profiler import optimizers, quantize, stacks
 
@@ -57,8 +58,9 @@ def build_model(case: Case, device: Any, weights: str = "auto") -> Any:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     device = torch.device(device)
     dtype = getattr(torch, case.dtype)
-    if weights == "auto" and device.type != "meta" and has_checkpoint(case):
-        model = _load_checkpoint(case, device, dtype)
+    folder = checkpoint_folder(case) if weights == "auto" and device.type != "meta" else None
+    if folder is not None:
+        model = _load_checkpoint(folder, case, device, dtype)
     else:
         model = _build_random(case, device, dtype)
     if case.stack is not None:
@@ -91,12 +93,18 @@ def build_optimizer(case: Case, model: Any) -> Any:
     return optimizers.build(case, model)
 
 
-def has_checkpoint(case: Case) -> bool:
-    """Whether the case names a local folder with safetensors weights."""
+def checkpoint_folder(case: Case) -> Path | None:
+    """Return the local folder with safetensors weights that the case names, or None.
+
+    A path, or a Hub id whose files are in the Hub's cache on this machine.
+    """
     if not isinstance(case.model, str):
-        return False
-    folder = Path(case.model)
-    return folder.is_dir() and any(folder.glob("*.safetensors"))
+        return None
+    path = Path(case.model).expanduser()
+    folder = path if path.is_dir() else cached_snapshot(case.model)
+    if folder is None or not any(folder.glob("*.safetensors")):
+        return None
+    return folder
 
 
 def build_config(case: Case) -> Any:
@@ -219,11 +227,11 @@ def _cheap_initialization() -> Iterator[None]:
         yield
 
 
-def _load_checkpoint(case: Case, device: Any, dtype: Any) -> Any:
+def _load_checkpoint(folder: Path, case: Case, device: Any, dtype: Any) -> Any:
     import transformers
 
     return transformers.AutoModelForCausalLM.from_pretrained(
-        case.model,
+        folder,
         dtype=dtype,
         device_map={"": device},
         attn_implementation=_attention_name(case, device),

@@ -118,7 +118,7 @@ class _Run:
         if snapshot is not None:
             self.counters.record_history()
         case = self.case
-        self._weights_source = "checkpoint" if build.has_checkpoint(case) else "random"
+        self._weights_source = "checkpoint" if build.checkpoint_folder(case) else "random"
         self._model = build.build_model(case, self.device)
         self._parameters = tensors.count_parameters(self._model)
         vocabulary = self._model.config.get_text_config().vocab_size

@@ -156,7 +156,7 @@ def test_estimate_imports_nothing_heavy() -> None:
         (["estimate", "gpt2", "--formulas", "x"], "'x' is not one of"),
         (["estimate", "gpt2", "--check"], "--check needs a card"),
         (["estimate", "lama-3.2-1b"], "did you mean meta-llama/Llama-3.2-1B"),
-        (["estimate", "someone/unheard-of"], "download its config.json"),
+        (["estimate", "someone/unheard-of"], "`hf download` it"),
         (["estimate", "nowhere/config.json"], "there is no configuration file"),
         (["estimate", "gpt2", "-b", "0"], "batch_size is 0"),
         (["estimate", "gpt2", "-b", "two"], "batch_size is 'two'"),

@@ -11,6 +11,7 @@ from estimator import estimate
 from estimator.case import Case
 from estimator.checkpoint import Checkpoint, read_checkpoint
 from estimator.errors import ModelError, UnsupportedError
+from estimator.hub_cache import cached_snapshot
 
 CONFIG = {
     "model_type": "llama",
@@ -121,3 +122,60 @@ def test_an_index_without_its_files_gets_one_sentence(tmp_path: Path) -> None:
     index.write_text("[]")
     with pytest.raises(ModelError, match="weight_map"):
         read_checkpoint(tmp_path)
+
+
+def cached(home: Path, model: str, commit: str = "abc123") -> Path:
+    repository = home / "hub" / f"models--{model.replace('/', '--')}"
+    folder = repository / "snapshots" / commit
+    folder.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    return folder
+
+
+def test_what_the_hubs_cache_holds_is_found_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    folder = cached(tmp_path, "someone/new-model")
+    case = Case.from_dict({"model": "someone/new-model", "sequence_length": 8})
+    with pytest.raises(ModelError, match="not in the catalogue"):
+        estimate(case)
+    write_config(folder)
+    write_file(folder / "model.safetensors", {"all": ("BF16", [PARAMETERS], 2 * PARAMETERS)})
+    report = estimate(case)
+    assert report.parameters.total == PARAMETERS
+    assert any(f"holds {PARAMETERS} parameters" in line for line in report.assumptions)
+
+
+def test_the_hubs_cache_has_the_librarys_layout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = cached(tmp_path, "someone/new-model")
+    write_config(folder)
+    theirs = hub.snapshot_download(
+        "someone/new-model", cache_dir=tmp_path / "hub", local_files_only=True
+    )
+    assert cached_snapshot("someone/new-model") == Path(theirs)
+
+
+@pytest.mark.parametrize("name", ["plain", "../x", "a/../b", "a/b/c", "a b/c", ""])
+def test_other_names_are_not_looked_for(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert cached_snapshot(name) is None
+
+
+def test_a_reference_does_not_lead_out_of_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    write_config(cached(tmp_path, "someone/new-model"))
+    refs = tmp_path / "hub" / "models--someone--new-model" / "refs" / "main"
+    refs.write_text("../../..")
+    assert cached_snapshot("someone/new-model") is None

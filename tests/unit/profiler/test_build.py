@@ -136,13 +136,13 @@ def test_random_weights_on_a_real_device() -> None:
 def test_a_checkpoint_is_a_folder_with_safetensors(tmp_path: Path) -> None:
     model_of("cpu", dtype="float32").save_pretrained(tmp_path)
     case = Case.from_dict({"model": str(tmp_path), "dtype": "float32"})
-    assert build.has_checkpoint(case)
+    assert build.checkpoint_folder(case) == tmp_path
     loaded = build.build_model(case, "cpu")
     assert loaded.num_parameters() == model_of().num_parameters()
     for file in tmp_path.glob("*.safetensors"):
         file.unlink()
-    assert not build.has_checkpoint(case)
-    assert not build.has_checkpoint(Case.from_dict({"model": "gpt2"}))
+    assert build.checkpoint_folder(case) is None
+    assert build.checkpoint_folder(Case.from_dict({"model": "gpt2"})) is None
 
 
 def test_the_optimizer_is_over_what_trains() -> None:
