@@ -119,6 +119,7 @@ PARSERS: dict[str, Callable[[ConfigReader], ModelSpec]] = {
     "solar_open": moe_shared.parse_solar_open,
     "dots1": moe_shared.parse_dots1,
     "exaone_moe": moe_shared.parse_exaone_moe,
+    "mellum": moe_variants.parse_mellum,
     "flex_olmo": moe_variants.parse_flex_olmo,
     "minimax_m2": moe_variants.parse_minimax_m2,
     "granitemoeshared": moe_variants.parse_granitemoeshared,

@@ -1,4 +1,4 @@
-"""Mixtures of experts that vary known ones: FlexOlmo, MiniMax-M2, Granite with a shared expert.
+"""Mixtures of experts that vary known ones: FlexOlmo, MiniMax-M2, Mellum, shared experts.
 
 Source: transformers/models/{flex_olmo,minimax_m2,granitemoeshared}/{modeling,configuration}_*.py.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from estimator.families.blocks import layer_windows
 from estimator.families.moe import (
     MIXTRAL_NAMES,
     QWEN_NAMES,
@@ -16,6 +17,7 @@ from estimator.families.moe import (
     model_of,
     parse_granitemoe,
 )
+from estimator.families.moe_shared import by_mlp_type
 from estimator.families.reader import ConfigReader
 from estimator.spec import Attention, Linear, Mlp, ModelSpec, Moe, Norm
 
@@ -193,3 +195,42 @@ def _normed_over_heads(attention: Attention, kind: str) -> Attention:
         qk_norm=Norm(kind, attention.heads * d),
         key_norm=Norm(kind, attention.kv_heads * d),
     )
+
+
+def parse_mellum(reader: ConfigReader) -> ModelSpec:
+    """MellumForCausalLM: Qwen3-MoE's layers, windows and rotary tables by `layer_types`.
+
+    Source: transformers/models/mellum/{modeling,configuration}_mellum.py.
+    """
+    hidden = reader.size("hidden_size", default=2304)
+    rope = reader.config.get("rope_parameters")
+    if isinstance(rope, dict) and "partial_rotary_factor" in str(rope):
+        raise reader.unsupported("a partial_rotary_factor by layer type")
+    mixture = Moe(
+        hidden=hidden,
+        width=reader.size("moe_intermediate_size", default=896),
+        experts=reader.size("num_experts", "num_local_experts", default=64),
+        active=reader.size("num_experts_per_tok", default=8),
+        activation=reader.text("hidden_act", "silu"),
+        normed=reader.flag("norm_topk_prob", True),
+        adapter_names=QWEN_NAMES,
+    )
+    bias = reader.flag("attention_bias", False)
+    attention = attention_of(
+        reader, hidden, 32, 4, qkv_bias=bias, output_bias=bias, default_head_dim=128
+    )
+    attention = replace(attention, qk_norm=Norm("rms", attention.head_dim))
+    count = layer_count(reader, 28)
+    window = reader.size("sliding_window", default=1024)
+    windows = layer_windows(reader, count, window, [False] * count)
+    dense = gated_mlp(
+        reader, hidden, reader.size("intermediate_size", default=7168), adaptable=False
+    )
+    sparse = by_mlp_type(reader, count, [True] * count)
+    layers: list[tuple[Attention, Mlp | Moe]] = [
+        (replace(attention, window=seen), mixture if mixed else dense)
+        for seen, mixed in zip(windows, sparse, strict=True)
+    ]
+    spec = model_of(reader, hidden, 98304, layers)
+    kinds = set(windows)
+    return replace(spec, rope_tables=2 * len(kinds), masks=tuple(kinds) if any(kinds) else ())

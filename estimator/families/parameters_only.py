@@ -12,6 +12,11 @@ from estimator.families.counts_hybrid import (
     count_nemotron_h,
 )
 from estimator.families.counts_mamba import count_mamba, count_mamba2
+from estimator.families.counts_older import (
+    count_bert,
+    count_gpt_neox_japanese,
+    count_openai_gpt,
+)
 from estimator.families.counts_recurrent import (
     count_lfm2,
     count_lfm2_moe,
@@ -20,6 +25,11 @@ from estimator.families.counts_recurrent import (
     count_xlstm,
 )
 from estimator.families.counts_seq2seq import count_decoder
+from estimator.families.counts_sparse import (
+    count_jetmoe,
+    count_mimo_v2_flash,
+    count_sparse_latent,
+)
 from estimator.families.counts_zamba import count_zamba, count_zamba2
 from estimator.families.reader import ConfigReader
 
@@ -39,6 +49,17 @@ COUNTERS: dict[str, Callable[[ConfigReader], int]] = {
     "xlstm": count_xlstm,
     "lfm2": count_lfm2,
     "lfm2_moe": count_lfm2_moe,
+    "openai-gpt": count_openai_gpt,
+    "gpt_neox_japanese": count_gpt_neox_japanese,
+    "megatron-bert": count_bert,
+    "xlm-roberta-xl": count_bert,
+    "roberta-prelayernorm": count_bert,
+    "electra": count_bert,
+    "rembert": count_bert,
+    "jetmoe": count_jetmoe,
+    "deepseek_v32": count_sparse_latent,
+    "glm_moe_dsa": count_sparse_latent,
+    "mimo_v2_flash": count_mimo_v2_flash,
     "bart": count_decoder,
     "mbart": count_decoder,
     "mvp": count_decoder,

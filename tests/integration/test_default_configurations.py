@@ -113,6 +113,40 @@ COUNTED: dict[str, list[dict[str, Any]]] = {
             "conv_bias": True,
         },
     ],
+    "openai-gpt": [{"n_embd": 96, "n_layer": 2, "n_positions": 40, "tie_word_embeddings": False}],
+    "gpt_neox_japanese": [
+        {"num_hidden_layers": 3, "intermediate_multiple_size": 3, "tie_word_embeddings": False}
+    ],
+    "megatron-bert": [{"num_hidden_layers": 2, "hidden_size": 64, "tie_word_embeddings": False}],
+    "xlm-roberta-xl": [{"num_hidden_layers": 2, "type_vocab_size": 3, "vocab_size": 100}],
+    "roberta-prelayernorm": [
+        {"hidden_size": 96, "max_position_embeddings": 30},
+        {"num_hidden_layers": 1, "tie_word_embeddings": False},
+    ],
+    "electra": [
+        {"embedding_size": 256, "num_hidden_layers": 2},
+        {"embedding_size": 32, "tie_word_embeddings": False},
+    ],
+    "rembert": [
+        {"output_embedding_size": 100, "num_hidden_layers": 2},
+        {"input_embedding_size": 1152, "num_hidden_layers": 1},
+    ],
+    "jetmoe": [
+        {"num_hidden_layers": 2, "kv_channels": 64, "num_local_experts": 3},
+        {"num_hidden_layers": 2, "num_key_value_heads": 8, "tie_word_embeddings": False},
+    ],
+    "deepseek_v32": [
+        {"num_hidden_layers": 4, "index_n_heads": 8, "n_shared_experts": 2, "q_lora_rank": 64},
+        {"num_hidden_layers": 2, "first_k_dense_replace": 1, "v_head_dim": 32},
+    ],
+    "glm_moe_dsa": [
+        {"num_hidden_layers": 4, "index_head_dim": 96, "n_routed_experts": 16},
+        {"num_hidden_layers": 2, "mlp_layer_types": ["sparse", "dense"]},
+    ],
+    "mimo_v2_flash": [
+        {"num_hidden_layers": 8, "num_key_value_heads": 2, "v_head_dim": 64},
+        {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]},
+    ],
     "bart": [{"d_model": 256, "decoder_layers": 2, "tie_word_embeddings": False}],
     "mbart": [{"decoder_ffn_dim": 100, "max_position_embeddings": 33}],
     "mvp": [{"use_prompt": True, "decoder_layers": 3}],

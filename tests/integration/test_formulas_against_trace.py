@@ -129,3 +129,35 @@ def test_the_command_writes_what_it_prints(
     assert rows[0]["error"] == {"message": "it died"}
     assert rows[1]["requested_error"] == 0.0
     assert rows[1]["trace"]["schema_version"] == rows[1]["formulas"]["schema_version"]
+
+
+MELLUM = {
+    "model_type": "mellum",
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "moe_intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "head_dim": 64,
+    "vocab_size": 4000,
+    "sliding_window": 64,
+    "layer_types": ["full_attention", "sliding_attention"] * 2,
+    "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"task": "training", "sequence_length": 128, "batch_size": 2},
+        {"task": "training", "sequence_length": 128, "attention": "eager"},
+        {"task": "training", "sequence_length": 128, "method": "lora"},
+        {"task": "inference", "sequence_length": 256, "max_new_tokens": 16},
+    ],
+)
+def test_mellum_windows_and_experts_by_layer(fields: dict[str, object]) -> None:
+    item = compare_case(Case.from_dict({"model": MELLUM, **fields}), trace_case)
+    assert abs(item.requested_error) <= 0.001

@@ -1,0 +1,119 @@
+"""Parameter counts of JetMoE, DeepSeek-V3.2, GLM-5 and MiMo-V2-Flash: experts, sparse attention.
+
+Source: transformers/models/{jetmoe,deepseek_v32,glm_moe_dsa,mimo_v2_flash}/
+{modeling,configuration}_*.py.
+"""
+
+from __future__ import annotations
+
+from estimator.families.blocks import every, layer_windows
+from estimator.families.counts import embeddings, experts, gated_mlp, layer_count, linear
+from estimator.families.moe_shared import after_first, by_mlp_type
+from estimator.families.reader import ConfigReader
+
+
+def count_jetmoe(reader: ConfigReader) -> int:
+    """JetMoeForCausalLM: experts make the queries and the attention's output, too.
+
+    Source: https://arxiv.org/abs/2404.07413, section 2.
+    """
+    hidden = reader.size("hidden_size", default=2048)
+    count = reader.size("num_local_experts", default=8)
+    features = reader.size("num_key_value_heads", default=16)
+    features *= reader.size("kv_channels", "head_dim", default=128)
+    width = reader.size("intermediate_size", default=5632)
+    attention = count * (hidden + 2 * hidden * features) + hidden + 2 * hidden * features
+    layer = attention + experts(hidden, width, count) + hidden + 2 * hidden
+    outer = embeddings(reader, reader.size("vocab_size", default=32000), hidden, True)
+    return outer + layer_count(reader, 12) * layer + hidden
+
+
+_V32 = {
+    "hidden_size": 7168,
+    "vocab_size": 129280,
+    "num_hidden_layers": 61,
+    "num_attention_heads": 128,
+    "intermediate_size": 18432,
+    "q_lora_rank": 1536,
+    "qk_nope_head_dim": 128,
+    "v_head_dim": 128,
+    "index_n_heads": 64,
+}
+_GLM5 = {
+    "hidden_size": 6144,
+    "vocab_size": 154880,
+    "num_hidden_layers": 78,
+    "num_attention_heads": 64,
+    "intermediate_size": 12288,
+    "q_lora_rank": 2048,
+    "qk_nope_head_dim": 192,
+    "v_head_dim": 256,
+    "index_n_heads": 32,
+}
+
+
+def count_sparse_latent(reader: ConfigReader) -> int:
+    """DeepseekV32ForCausalLM, GlmMoeDsaForCausalLM: latent attention that an indexer thins out.
+
+    Source: DeepSeek-V3.2-Exp, section 2.1 (the lightning indexer).
+    """
+    defaults = _V32 if reader.model_type == "deepseek_v32" else _GLM5
+    for name in ("index_topk_pattern", "indexer_types", "index_topk_freq"):
+        if reader.config.get(name) not in (None, 1):
+            raise reader.unsupported(name)
+    if reader.flag("attention_bias", False) or reader.flag("mlp_bias", False):
+        raise reader.unsupported("biases")
+
+    def size(name: str) -> int:
+        return reader.size(name, default=defaults[name])
+
+    hidden, heads, queries = size("hidden_size"), size("num_attention_heads"), size("q_lora_rank")
+    rank = reader.size("kv_lora_rank", default=512)
+    rope = reader.size("qk_rope_head_dim", default=64)
+    nope, value = size("qk_nope_head_dim"), size("v_head_dim")
+    attention = linear(hidden, queries) + queries + linear(queries, heads * (nope + rope))
+    attention += linear(hidden, rank + rope) + rank + linear(rank, heads * (nope + value))
+    attention += linear(heads * value, hidden)
+    index = reader.size("index_head_dim", default=128)
+    index_heads = size("index_n_heads")
+    attention += linear(queries, index_heads * index) + linear(hidden, index) + 2 * index
+    attention += linear(hidden, index_heads)
+    width = reader.size("moe_intermediate_size", default=2048)
+    shared = reader.size("n_shared_experts", default=1)
+    names = ("num_experts", "n_routed_experts", "num_local_experts")
+    sparse = experts(hidden, width, reader.size(*names, default=256))
+    sparse += gated_mlp(hidden, width * shared)
+    dense = gated_mlp(hidden, size("intermediate_size"))
+    count = layer_count(reader, defaults["num_hidden_layers"])
+    mixed = by_mlp_type(reader, count, after_first(reader, count, 3)).count(True)
+    outer = embeddings(reader, size("vocab_size"), hidden, False)
+    layers = count * (attention + 2 * hidden) + mixed * sparse + (count - mixed) * dense
+    return outer + layers + hidden
+
+
+def count_mimo_v2_flash(reader: ConfigReader) -> int:
+    """MiMoV2FlashForCausalLM: sliding layers have twice the key heads, and sinks."""
+    hidden = reader.size("hidden_size", default=4096)
+    heads = reader.size("num_attention_heads", default=64)
+    kv_heads = reader.size("num_key_value_heads", default=4)
+    d = reader.size("head_dim", default=192)
+    value = reader.size("v_head_dim", default=128)
+    if reader.flag("attention_bias", False):
+        raise reader.unsupported("attention_bias")
+    count = layer_count(reader, 48)
+    slides = every(count, 6)
+    slides[0] = False
+    windows = layer_windows(reader, count, 1, slides)
+    sparse = by_mlp_type(reader, count, after_first(reader, count, 1))
+    dense = gated_mlp(hidden, reader.size("intermediate_size", default=16384))
+    width = reader.size("moe_intermediate_size", default=2048)
+    mixture = experts(
+        hidden, width, reader.size("n_routed_experts", "num_local_experts", default=256)
+    )
+    total = hidden + embeddings(reader, reader.size("vocab_size", default=152576), hidden, False)
+    for window, mixed in zip(windows, sparse, strict=True):
+        total += linear(hidden, heads * d) + linear(heads * value, hidden) + 2 * hidden
+        total += mixture if mixed else dense
+        total += (1 if window is None else 2) * linear(hidden, kv_heads * (d + value))
+        total += 0 if window is None else heads
+    return total
