@@ -33,7 +33,6 @@ from estimator.families import (
     qwen_next,
     xglm_ctrl,
 )
-from estimator.families.parameters_only import COUNTERS
 from estimator.families.reader import ConfigReader
 from estimator.spec import ModelSpec
 from estimator.units import format_gib
@@ -164,7 +163,7 @@ def _held(config: ModelConfig) -> str:
 def count_parameters(config: ModelConfig) -> int | None:
     """Return the number of parameters, tied ones once; None where the type is not known.
 
-    It knows more types than `parse_spec`: those of `COUNTERS`, too.
+    It knows more types than `parse_spec`: those of `COUNTERS` in parameters_only.py, too.
 
     Raises:
         UnsupportedError: a setting of a known type without a formula.
@@ -175,6 +174,9 @@ def count_parameters(config: ModelConfig) -> int | None:
         return None
     if model_type in PARSERS:
         return parse_spec(config).parameters
+    # Types with formulas, most by far, do not wait for the others' modules.
+    from estimator.families.parameters_only import COUNTERS
+
     counter = COUNTERS.get(model_type)
     return None if counter is None else counter(ConfigReader(config))
 
