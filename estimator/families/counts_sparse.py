@@ -7,7 +7,15 @@ Source: transformers/models/{jetmoe,deepseek_v32,glm_moe_dsa,mimo_v2_flash}/
 from __future__ import annotations
 
 from estimator.families.blocks import every, layer_windows
-from estimator.families.counts import embeddings, experts, gated_mlp, layer_count, linear
+from estimator.families.counts import (
+    check_length,
+    embeddings,
+    experts,
+    gated_mlp,
+    kinds,
+    layer_count,
+    linear,
+)
 from estimator.families.moe_shared import after_first, by_mlp_type
 from estimator.families.reader import ConfigReader
 
@@ -58,9 +66,6 @@ def count_sparse_latent(reader: ConfigReader) -> int:
     Source: DeepSeek-V3.2-Exp, section 2.1 (the lightning indexer).
     """
     defaults = _V32 if reader.model_type == "deepseek_v32" else _GLM5
-    for name in ("index_topk_pattern", "indexer_types", "index_topk_freq"):
-        if reader.config.get(name) not in (None, 1):
-            raise reader.unsupported(name)
     if reader.flag("attention_bias", False) or reader.flag("mlp_bias", False):
         raise reader.unsupported("biases")
 
@@ -76,8 +81,8 @@ def count_sparse_latent(reader: ConfigReader) -> int:
     attention += linear(heads * value, hidden)
     index = reader.size("index_head_dim", default=128)
     index_heads = size("index_n_heads")
-    attention += linear(queries, index_heads * index) + linear(hidden, index) + 2 * index
-    attention += linear(hidden, index_heads)
+    indexer = linear(queries, index_heads * index) + linear(hidden, index) + 2 * index
+    indexer += linear(hidden, index_heads)
     width = reader.size("moe_intermediate_size", default=2048)
     shared = reader.size("n_shared_experts", default=1)
     names = ("num_experts", "n_routed_experts", "num_local_experts")
@@ -87,8 +92,26 @@ def count_sparse_latent(reader: ConfigReader) -> int:
     count = layer_count(reader, defaults["num_hidden_layers"])
     mixed = by_mlp_type(reader, count, after_first(reader, count, 3)).count(True)
     outer = embeddings(reader, size("vocab_size"), hidden, False)
-    layers = count * (attention + 2 * hidden) + mixed * sparse + (count - mixed) * dense
+    layers = (
+        count * (attention + 2 * hidden)
+        + _indexers(reader, count) * indexer
+        + mixed * sparse
+        + (count - mixed) * dense
+    )
     return outer + layers + hidden
+
+
+def _indexers(reader: ConfigReader, count: int) -> int:
+    """Return how many layers have an indexer of their own: GLM-5's may share another's."""
+    if reader.model_type == "deepseek_v32":
+        return count
+    listed = kinds(reader, ("indexer_types",), ("full", "shared"))
+    if listed:
+        return check_length(reader, listed, count).count("full")
+    for name in ("index_topk_pattern", "index_topk_freq"):
+        if reader.config.get(name) not in (None, 1):
+            raise reader.unsupported(name)
+    return count
 
 
 def count_mimo_v2_flash(reader: ConfigReader) -> int:
