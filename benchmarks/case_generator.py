@@ -137,11 +137,12 @@ def _quantization(rng: random.Random, training: bool, dora: bool) -> dict[str, A
 
 def _lora(rng: random.Random, spec: ModelSpec) -> dict[str, Any]:
     names = sorted({linear.name for layer in spec.layers for linear in layer.linears})
-    some = sorted(rng.sample(names, rng.randint(1, len(names))))
+    drawn = rng.sample(names, rng.randint(1, len(names)))
+    mixtures = [layer.mlp for layer in spec.layers if isinstance(layer.mlp, Moe)]
+    some = sorted({*drawn, *_other_halves(drawn, mixtures)})
     r = rng.choice((1, 4, 8, 16, 64, 256))
     dropout = rng.choice((0.0, 0.0, 0.05, 0.1))
     targets = rng.choice(("all-linear", tuple(some)))
-    mixtures = [layer.mlp for layer in spec.layers if isinstance(layer.mlp, Moe)]
     if any(mixture.router_name for mixture in mixtures):
         # peft fails on a router that is a linear of its own kind.
         targets = tuple(some)
@@ -154,6 +155,14 @@ def _lora(rng: random.Random, spec: ModelSpec) -> dict[str, Any]:
         "use_dora": rng.random() < 0.15 and not mixtures,
         "target_modules": targets if isinstance(targets, str) else list(targets),
     }
+
+
+def _other_halves(drawn: list[str], mixtures: list[Moe]) -> Iterator[str]:
+    """Yield what peft asks for beside the targets drawn: experts fuse their gates and ups."""
+    for mixture in mixtures:
+        fused = set(mixture.adapter_names[1:3])
+        if fused & set(drawn):
+            yield from fused
 
 
 def _model(rng: random.Random, bounds: Bounds) -> str | dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from estimator.architecture.adapter_targets import targets_passed_over
 from estimator.architecture.context import PAGE, stack_of
 from estimator.architecture.inference import play_inference
 from estimator.architecture.inventory import inventory
@@ -29,7 +30,10 @@ def estimate_architecture(case: Case) -> MemoryReport:
     config = load_config(case.model)
     spec = parse_spec(config)
     _refuse(case, spec)
+    absent = () if case.lora is None else targets_passed_over(spec, case.lora)
     case, lines = _as_supported(case, spec)
+    if absent:
+        lines += (f"{spec.name} has no {', '.join(absent)}: peft passes over such targets",)
     items = inventory(spec, case.lora)
     run = (play_training if case.training else play_inference)(case, spec, items)
     highest = run.highest
