@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -189,3 +190,12 @@ def test_parameters_of_counted_types(model_type: str, fields: dict[str, Any]) ->
     config = {"model_type": model_type, **fields}
     built = build_model(Case.from_dict({"model": config}), "meta")
     assert count_parameters(load_config(config)) == tensors.count_parameters(built).total
+
+
+@pytest.mark.parametrize("model_type", [name for name, _ in BUILDING])
+def test_saved_configurations_count_as_bare_ones(model_type: str) -> None:
+    import transformers
+
+    saved = {**transformers.AutoConfig.for_model(model_type).to_dict(), "model_type": model_type}
+    bare = load_config({"model_type": model_type})
+    assert count_parameters(replace(bare, config=saved)) == count_parameters(bare)
