@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from estimator.config_source import ModelConfig
@@ -72,7 +73,8 @@ class ConfigReader:
         value = self.config[name]
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value == 0:
+        numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not numeric or value == 0 or abs(value) > sys.float_info.max:
             raise self.error(name, value, "a number other than 0, or null")
         return float(value)
 

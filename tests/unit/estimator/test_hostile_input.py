@@ -1,0 +1,32 @@
+"""Inputs that once ended in a traceback, a hang, or bytes below zero."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from estimator import estimate
+from estimator.case import Case
+from estimator.catalogue import find_model
+from estimator.errors import ModelError, UnsupportedError
+
+
+def test_a_number_too_large_for_a_float_is_one_sentence() -> None:
+    config = {**find_model("google/gemma-2-2b").config, "attn_logit_softcapping": 10**400}
+    with pytest.raises(ModelError, match=r"attn_logit_softcapping is 1000.*a number other than 0"):
+        estimate(Case.from_dict({"model": config}))
+
+
+@pytest.mark.parametrize("fields", [{"task": "training"}, {"task": "inference"}])
+def test_more_chunks_than_can_be_played_are_refused(fields: dict[str, Any]) -> None:
+    case = {"model": "Qwen/Qwen3-Next-80B-A3B-Instruct", "sequence_length": 2**31 - 1, **fields}
+    with pytest.raises(UnsupportedError, match=r"sequence_length is 2147483647.*up to 262144"):
+        estimate(Case.from_dict(case))
+
+
+@pytest.mark.parametrize("cache", ["static", "quantized", "paged"])
+def test_a_stack_of_tuples_has_no_other_cache(cache: str) -> None:
+    fields = {"model": "Llama-3.2-1B", "stack": "transformers-4.35", "cache": cache}
+    with pytest.raises(UnsupportedError, match=f"cache is '{cache}'.*use cache dynamic"):
+        estimate(Case.from_dict(fields))
