@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -211,7 +210,7 @@ def _read_new_tokens(name: str, value: Any) -> int | None:
 
 def _read_fraction(name: str, value: Any) -> float:
     ok = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not ok or not math.isfinite(value) or not 0 <= value < 1:
+    if not ok or not 0 <= value < 1:
         raise CaseError(
             f"{name} is {show_value(value)}, but must be a number from 0 to below 1", name
         )

@@ -9,7 +9,7 @@ import pytest
 from estimator import estimate
 from estimator.case import Case
 from estimator.catalogue import find_model
-from estimator.errors import ModelError, UnsupportedError
+from estimator.errors import CaseError, ModelError, UnsupportedError
 
 
 def test_a_number_too_large_for_a_float_is_one_sentence() -> None:
@@ -30,3 +30,9 @@ def test_a_stack_of_tuples_has_no_other_cache(cache: str) -> None:
     fields = {"model": "Llama-3.2-1B", "stack": "transformers-4.35", "cache": cache}
     with pytest.raises(UnsupportedError, match=f"cache is '{cache}'.*use cache dynamic"):
         estimate(Case.from_dict(fields))
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), float("nan"), float("inf")])
+def test_a_fraction_is_one_whatever_its_size(value: float) -> None:
+    with pytest.raises(CaseError, match=r"momentum is .*a number from 0 to below 1"):
+        Case.from_dict({"model": "gpt2", "momentum": value})
