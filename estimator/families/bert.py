@@ -37,6 +37,9 @@ def _parse(reader: ConfigReader, counted: bool, plain: bool = False) -> ModelSpe
     vocab = reader.size("vocab_size", default=known.get(reader.model_type, 30522))
     if reader.flag("add_cross_attention", False):
         raise reader.unsupported("add_cross_attention")
+    if not reader.flag("tie_word_embeddings", True):
+        # The head then has a second bias, which no checkpoint of these has.
+        raise reader.unsupported("an untied head")
     norm = Norm("layer", hidden)
     attention = Attention(
         heads=heads,
@@ -81,7 +84,7 @@ def _parse(reader: ConfigReader, counted: bool, plain: bool = False) -> ModelSpe
         layers=(layer,) * count,
         final_norm=None,
         head=Linear("decoder", hidden, vocab, True),
-        tied=reader.flag("tie_word_embeddings", True),
+        tied=True,
         head_transform=None if plain else transform,
         position_rows=positions,
         positions_counted=counted,
