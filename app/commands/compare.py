@@ -204,8 +204,11 @@ def _compare(
         raise CompareError("what is published is the base: give published first, then the records")
     else:
         comparison = compare_records(read_side(base), read_side(new), across_environments)
-    if not (comparison.rows or comparison.left_out or comparison.problems):
-        raise CompareError(
-            f"there are no records in {' or '.join(sorted({base, new} - {'estimates'}))}"
-        )
+    if not (comparison.rows or comparison.left_out):
+        where = " or ".join(sorted({base, new} - {"estimates"}))
+        if comparison.problems:
+            raise CompareError(
+                f"no file in {where} holds a record that can be read: {comparison.problems[0]}"
+            )
+        raise CompareError(f"there are no records in {where}")
     return comparison

@@ -320,3 +320,14 @@ def test_interrupting_ends_the_workers(suite: Path, tmp_path: Path) -> None:
 def _children(pid: int) -> Iterator[int]:
     for task in Path(f"/proc/{pid}/task").iterdir():
         yield from map(int, (task / "children").read_text(encoding="utf-8").split())
+
+
+def test_files_that_all_cannot_be_read_are_no_comparison(tmp_path: Path) -> None:
+    (tmp_path / "cut.json").write_text("{")
+    for sides in (("estimates", str(tmp_path)), (str(tmp_path), str(tmp_path))):
+        done = subprocess.run(
+            [sys.executable, "-m", "app", "compare", *sides], capture_output=True, text=True
+        )
+        assert done.returncode == 2
+        assert done.stderr.startswith("gpumem: no file in")
+        assert done.stderr.count("\n") == 1
