@@ -6,8 +6,9 @@ Source: transformers/models/{bert,roberta,xlm_roberta,camembert,data2vec,ernie,b
 
 from __future__ import annotations
 
+from estimator.families.blocks import two_linears
 from estimator.families.reader import MAX_LAYERS, ConfigReader
-from estimator.spec import Attention, HeadTransform, Layer, Linear, Mlp, ModelSpec, Norm
+from estimator.spec import Attention, HeadTransform, Layer, Linear, ModelSpec, Norm
 
 
 def parse(reader: ConfigReader) -> ModelSpec:
@@ -55,12 +56,7 @@ def _parse(reader: ConfigReader, counted: bool, plain: bool = False) -> ModelSpe
         eager="plain",
     )
     act = reader.text("hidden_act", "gelu")
-    mlp = Mlp(
-        gate=None,
-        up=Linear("dense", hidden, width, True),
-        down=Linear("dense", width, hidden, True),
-        activation=act,
-    )
+    mlp = two_linears(hidden, width, "dense", "dense", act)
     dropout = reader.fraction("hidden_dropout_prob", 0.1)
     layer = Layer(
         None,

@@ -98,11 +98,18 @@ def fused_mlp(sizes: Sizes, activation: str) -> Mlp:
 
 
 def plain_mlp(sizes: Sizes, activation: str, up: str, down: str, bias: bool) -> Mlp:
-    """Two linears without a gate."""
+    """Two linears without a gate, of sizes that were read."""
+    return two_linears(sizes.hidden, sizes.width, up, down, activation, bias)
+
+
+def two_linears(
+    hidden: int, width: int, up: str, down: str, activation: str, bias: bool = True
+) -> Mlp:
+    """Two linears without a gate: `up` to `width` features, `down` back to `hidden`."""
     return Mlp(
         gate=None,
-        up=Linear(up, sizes.hidden, sizes.width, bias),
-        down=Linear(down, sizes.width, sizes.hidden, bias),
+        up=Linear(up, hidden, width, bias),
+        down=Linear(down, width, hidden, bias),
         activation=activation,
     )
 

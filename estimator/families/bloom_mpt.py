@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from estimator.families.blocks import two_linears
 from estimator.families.reader import MAX_LAYERS, ConfigReader
-from estimator.spec import Attention, Layer, Linear, Mlp, ModelSpec, Norm
+from estimator.spec import Attention, Layer, Linear, ModelSpec, Norm
 
 
 def parse_bloom(reader: ConfigReader) -> ModelSpec:
@@ -35,12 +36,7 @@ def parse_bloom(reader: ConfigReader) -> ModelSpec:
         recipe="bloom",
         distances="tokens",
     )
-    mlp = Mlp(
-        gate=None,
-        up=Linear("dense_h_to_4h", hidden, 4 * hidden, True),
-        down=Linear("dense_4h_to_h", 4 * hidden, hidden, True),
-        activation="bloom_gelu",
-    )
+    mlp = two_linears(hidden, 4 * hidden, "dense_h_to_4h", "dense_4h_to_h", "bloom_gelu")
     dropout = reader.fraction("hidden_dropout", 0.0)
     layer = Layer(norm, attention, norm, mlp, dropout=dropout, recipe="bloom")
     return ModelSpec(
@@ -85,12 +81,7 @@ def parse_mpt(reader: ConfigReader) -> ModelSpec:
         recipe="mpt",
         distances="positions",
     )
-    mlp = Mlp(
-        gate=None,
-        up=Linear("up_proj", hidden, 4 * hidden),
-        down=Linear("down_proj", 4 * hidden, hidden),
-        activation="gelu",
-    )
+    mlp = two_linears(hidden, 4 * hidden, "up_proj", "down_proj", "gelu", False)
     layer = Layer(norm, attention, norm, mlp, holds_attended=True)
     return ModelSpec(
         name=reader.name,

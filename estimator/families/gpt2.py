@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from estimator.families.blocks import two_linears
 from estimator.families.reader import MAX_LAYERS, ConfigReader
-from estimator.spec import Attention, Layer, Linear, Mlp, ModelSpec, Norm
+from estimator.spec import Attention, Layer, Linear, ModelSpec, Norm
 
 
 def parse(reader: ConfigReader) -> ModelSpec:
@@ -84,11 +85,8 @@ def _model(
     positions = reader.size("max_position_embeddings", "n_positions", default=1024)
     width = reader.size("n_inner", default=4 * hidden)
     norm = Norm("layer", hidden)
-    mlp = Mlp(
-        gate=None,
-        up=Linear("c_fc", hidden, width, True),
-        down=Linear("c_proj", width, hidden, True),
-        activation=reader.text("activation_function", activation),
+    mlp = two_linears(
+        hidden, width, "c_fc", "c_proj", reader.text("activation_function", activation)
     )
     dropout = reader.fraction("resid_pdrop", 0.1)
     layer = Layer(norm, attention, norm, mlp, dropout=dropout, holds_attended=True)

@@ -5,8 +5,9 @@ Source: transformers/models/gpt_neox/{modeling,configuration}_gpt_neox.py.
 
 from __future__ import annotations
 
+from estimator.families.blocks import two_linears
 from estimator.families.reader import MAX_LAYERS, ConfigReader
-from estimator.spec import Attention, Layer, Linear, Mlp, ModelSpec, Norm
+from estimator.spec import Attention, Layer, Linear, ModelSpec, Norm
 
 
 def parse(reader: ConfigReader) -> ModelSpec:
@@ -33,11 +34,8 @@ def parse(reader: ConfigReader) -> ModelSpec:
         rotary_dim=reader.rotary_dim(head_dim, "rotary_pct", 0.25),
         recipe="split",
     )
-    mlp = Mlp(
-        gate=None,
-        up=Linear("dense_h_to_4h", hidden, width, True),
-        down=Linear("dense_4h_to_h", width, hidden, True),
-        activation=reader.text("hidden_act", "gelu"),
+    mlp = two_linears(
+        hidden, width, "dense_h_to_4h", "dense_4h_to_h", reader.text("hidden_act", "gelu")
     )
     parallel = reader.flag("use_parallel_residual", True)
     recipe = "split_parallel" if parallel else "pre_norm"

@@ -5,6 +5,7 @@ Source: transformers/models/{gptj,codegen,gpt_neo}/{modeling,configuration}_*.py
 
 from __future__ import annotations
 
+from estimator.families.blocks import two_linears
 from estimator.families.reader import MAX_LAYERS, ConfigReader
 from estimator.spec import Attention, Layer, Linear, Mlp, ModelSpec, Norm
 
@@ -130,9 +131,4 @@ def parse_gpt_neo(reader: ConfigReader) -> ModelSpec:
 
 
 def _mlp(reader: ConfigReader, hidden: int, width: int, up: str, down: str) -> Mlp:
-    return Mlp(
-        gate=None,
-        up=Linear(up, hidden, width, True),
-        down=Linear(down, width, hidden, True),
-        activation=reader.text("activation_function", "gelu_new"),
-    )
+    return two_linears(hidden, width, up, down, reader.text("activation_function", "gelu_new"))

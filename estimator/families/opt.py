@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from estimator.families.blocks import two_linears
 from estimator.families.reader import MAX_LAYERS, ConfigReader
-from estimator.spec import Attention, Layer, Linear, Mlp, ModelSpec, Norm
+from estimator.spec import Attention, Layer, Linear, ModelSpec, Norm
 
 _OFFSET = 2
 """Rows before the first position's."""
@@ -132,12 +133,7 @@ def _layer(
         eager="fp32_softmax" if multiplied else "plain",
         query_multiplied=multiplied,
     )
-    mlp = Mlp(
-        gate=None,
-        up=Linear("fc1", hidden, width, bias),
-        down=Linear("fc2", width, hidden, bias),
-        activation=activation,
-    )
+    mlp = two_linears(hidden, width, "fc1", "fc2", activation, bias)
     return Layer(
         norm,
         attention,

@@ -5,8 +5,9 @@ Source: transformers/models/{xglm,ctrl}/{modeling,configuration}_*.py.
 
 from __future__ import annotations
 
+from estimator.families.blocks import two_linears
 from estimator.families.reader import MAX_LAYERS, ConfigReader
-from estimator.spec import Attention, Layer, Linear, Mlp, ModelSpec, Norm
+from estimator.spec import Attention, Layer, Linear, ModelSpec, Norm
 
 _OFFSET = 2
 """Rows before the first position's."""
@@ -38,10 +39,11 @@ def parse_xglm(reader: ConfigReader) -> ModelSpec:
         recipe="xglm",
     )
     norm = Norm("layer", hidden)
-    mlp = _mlp(
+    mlp = two_linears(
         hidden,
         reader.size("ffn_dim", default=4096),
-        ("fc1", "fc2"),
+        "fc1",
+        "fc2",
         reader.text("activation_function", "gelu"),
     )
     positions = reader.size("max_position_embeddings", default=2048)
@@ -88,7 +90,7 @@ def parse_ctrl(reader: ConfigReader) -> ModelSpec:
         norm,
         attention,
         norm,
-        _mlp(hidden, reader.size("dff", default=8192), ("0", "2"), "relu"),
+        two_linears(hidden, reader.size("dff", default=8192), "0", "2", "relu"),
         dropout=reader.fraction("resid_pdrop", 0.1),
         holds_attended=True,
         holds_attended_input=True,
@@ -108,13 +110,4 @@ def parse_ctrl(reader: ConfigReader) -> ModelSpec:
         rope_tables=0,
         max_positions=positions,
         checkpointable=False,
-    )
-
-
-def _mlp(hidden: int, width: int, names: tuple[str, str], activation: str) -> Mlp:
-    return Mlp(
-        gate=None,
-        up=Linear(names[0], hidden, width, True),
-        down=Linear(names[1], width, hidden, True),
-        activation=activation,
     )
