@@ -7,13 +7,14 @@ Source: transformers/models/llama/modeling_llama.py (`LlamaAttention.forward`), 
 from __future__ import annotations
 
 from estimator.architecture.context import Context
+from estimator.architecture.events import Storage
 from estimator.architecture.kernels import attend
 from estimator.architecture.norms import norm, norm_by_head
 from estimator.architecture.parts import linear, scale
 from estimator.architecture.quantized_cache import quantized_update
 from estimator.architecture.rotary import rotate_states
 from estimator.architecture.static_cache import fill_slots
-from estimator.architecture.tape import Storage, Tape, Tensor
+from estimator.architecture.tape import Tape, Tensor
 from estimator.spec import Attention
 
 

@@ -13,13 +13,14 @@ from estimator.architecture.context import (
     layer_context,
 )
 from estimator.architecture.embeddings import embeddings
+from estimator.architecture.events import Storage
 from estimator.architecture.inventory import Held, Inventory, position_table, weights
 from estimator.architecture.masks import attention_masks, distance_bytes
 from estimator.architecture.parts import cast
 from estimator.architecture.quantized_cache import RESIDUAL, Past
 from estimator.architecture.run import Pass, Run
 from estimator.architecture.stretches import layer_numbers, stretches
-from estimator.architecture.tape import Storage, Tape, Tensor
+from estimator.architecture.tape import Tape, Tensor
 from estimator.architecture.training import (
     block_input,
     probabilities,

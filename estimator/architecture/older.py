@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from estimator.architecture.context import AMP_WIDTH, Context
+from estimator.architecture.events import Storage
 from estimator.architecture.layer import as_logits
 from estimator.architecture.parts import cast
-from estimator.architecture.tape import PASS, Storage, Tape, Tensor
+from estimator.architecture.tape import PASS, Tape, Tensor
 from estimator.spec import ModelSpec
 
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from estimator.architecture.context import Context
-from estimator.architecture.tape import Storage, Tape, Tensor
+from estimator.architecture.events import Storage
+from estimator.architecture.tape import Tape, Tensor
 from estimator.spec import Attention
 
 GROUP = 64

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from estimator.architecture.events import Event, peak, totals
 from estimator.architecture.inventory import Held
-from estimator.architecture.tape import Event, peak, totals
 from estimator.report import Components, Phase
 
 

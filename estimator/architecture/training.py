@@ -13,13 +13,14 @@ from estimator.architecture import layer as blocks
 from estimator.architecture import older
 from estimator.architecture.context import AMP_WIDTH, Context, training_context
 from estimator.architecture.embeddings import embeddings
+from estimator.architecture.events import Event, Storage
 from estimator.architecture.inventory import Held, Inventory, held, trainable, weights
 from estimator.architecture.masks import attention_masks, distance_bytes, kept_masks
 from estimator.architecture.optimizer import optimizer_memory
 from estimator.architecture.rotary import table_bytes, tables_saved
 from estimator.architecture.run import Pass, Run
 from estimator.architecture.stretches import layer_numbers, stretches
-from estimator.architecture.tape import Event, Storage, Tape, Tensor
+from estimator.architecture.tape import Tape, Tensor
 from estimator.case import Case
 from estimator.gpus import workspace_bytes
 from estimator.spec import Layer, ModelSpec

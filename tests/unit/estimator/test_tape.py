@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from estimator.architecture.tape import PASS, Storage, Tape, Tensor, peak, totals
+from estimator.architecture.events import Storage, peak, totals
+from estimator.architecture.tape import PASS, Tape, Tensor
 
 KB = 1024
 

@@ -1,0 +1,23 @@
+"""`ModelSpec`: a model's architecture in the estimator's own words, read from its config.
+
+A spec is made of the same parts for every family: linears, norms, attentions, MLPs, layers. The
+modules in `estimator.families` translate each `model_type`'s configuration into it.
+"""
+
+from estimator.spec.attention import Attention, DeltaNet, Latent
+from estimator.spec.linears import Linear, Norm
+from estimator.spec.mlp import Mlp, Moe
+from estimator.spec.model import HeadTransform, Layer, ModelSpec
+
+__all__ = [
+    "Attention",
+    "DeltaNet",
+    "HeadTransform",
+    "Latent",
+    "Layer",
+    "Linear",
+    "Mlp",
+    "ModelSpec",
+    "Moe",
+    "Norm",
+]

@@ -1,0 +1,170 @@
+"""Attention blocks: grouped heads, latents (MLA) and gated delta nets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from estimator.spec.linears import Linear, Norm
+
+
+@dataclass(frozen=True, slots=True)
+class Latent:
+    """What multi-head latent attention adds: keys and values out of a compressed latent.
+
+    `down` makes the latent of `rank` features and, beside it, the `rope_dim` features of a key
+    that positions rotate, one for all heads; both are what is cached. `up` makes of the latent
+    each head's other key features (`nope_dim`) and its values. `query_down` and `query_norm`
+    compress the queries alike, or are None.
+
+    Source: DeepSeek-V2, https://arxiv.org/abs/2405.04434, section 2.1.
+    """
+
+    rank: int
+    rope_dim: int
+    nope_dim: int
+    down: Linear
+    norm: Norm
+    up: Linear
+    query_down: Linear | None = None
+    query_norm: Norm | None = None
+    rotation: str = "interleaved"
+    """How positions rotate: `interleaved` pairs (DeepSeek-V3), `halves` (Llama), `complex`
+    (DeepSeek-V2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaNet:
+    """A gated delta net in attention's place: a recurrent state instead of keys and values.
+
+    `inputs` are its projections: of queries, keys, values and the gate side by side and of the
+    betas and decays (`ordered`, Qwen3-Next), or one each (Qwen 3.5).
+
+    Source: https://arxiv.org/abs/2412.06464.
+    """
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int
+    inputs: tuple[Linear, ...]
+    norm: Norm
+    ordered: bool = False
+
+    @property
+    def channels(self) -> int:
+        """Features that the convolution sees: queries, keys and values."""
+        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Self-attention: `heads` query heads, `kv_heads` key and value heads of `head_dim` features.
+
+    `fused` is one linear for queries, keys and values (GPT-2), else there are three. `window` is
+    the sliding window in tokens, or None. `rotary` is whether positions rotate queries and keys:
+    whole heads as Llama does, unless `rotary_dim` and `rotary_style` say otherwise.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    query: Linear | None
+    key: Linear | None
+    value: Linear | None
+    fused: Linear | None
+    output: Linear
+    qk_norm: Norm | None = None
+    window: int | None = None
+    rotary: bool = True
+    dropout: float = 0.0
+    eager: str = "fp32_softmax"
+    """How the eager path computes its softmax: `fp32_softmax` (Llama) or `plain` (GPT-2)."""
+    rotary_dim: int | None = None
+    """Features of a head that positions rotate; None for all of them."""
+    recipe: str = "standard"
+    """Which code computes it, where it is not Llama's or GPT-2's: a key of `ATTENTIONS` in
+    estimator/architecture/layer.py."""
+    rotary_style: str = "tables"
+    """Which code rotates queries and keys: a style of estimator/architecture/rotary.py."""
+    key_norm: Norm | None = None
+    """The keys' norm where it differs from the queries' (OLMo 2: over all heads at once)."""
+    norm_after_projections: bool = False
+    """Whether queries and keys are normalized when values are projected, too (Gemma 3), and not
+    each at once (Qwen 3)."""
+    norm_after_rotary: bool = False
+    """Whether queries and keys are normalized after they are rotated (HunYuan)."""
+    norm_by_head: bool = False
+    """Whether each head has a norm module of its own (StableLM 2 12B)."""
+    query_multiplied: bool = False
+    """Whether the query's projection is multiplied by the scale at once (OPT)."""
+    query_scaled: bool = False
+    """Whether rotated queries are multiplied by a factor of their position (Ministral 3)."""
+    softcap: bool = False
+    """Whether the eager path caps scores by a tanh (Gemma 2); the other paths ignore it."""
+    output_norm: Norm | None = None
+    """The norm in front of the output's projection (BitNet)."""
+    masked: bool = False
+    """Whether sdpa is given a mask even where none is needed (Falcon)."""
+    enable_gqa: bool = True
+    """Whether sdpa is told that heads are grouped; else no fused kernel takes them (Falcon)."""
+    distances: str | None = None
+    """By what scores are biased by distance: by a sequence's `tokens` or by all `positions`."""
+    positions: int | None = None
+    """Rows of a table of positions that each layer has of its own (GPT-J)."""
+    value_dim: int | None = None
+    """Features of a head's values where they differ from the keys'."""
+    latent: Latent | None = None
+    delta: DeltaNet | None = None
+    sinks: bool = False
+    """Whether each query head has a learned score beside the keys' (gpt-oss)."""
+
+    @property
+    def parameters_apart(self) -> tuple[int, ...]:
+        """Elements of each parameter that is no linear's or norm's."""
+        if self.delta is not None:
+            heads = self.delta.value_heads
+            return heads, heads, self.delta.channels * self.delta.kernel
+        return (self.heads,) if self.sinks else ()
+
+    @property
+    def value_size(self) -> int:
+        """Features of a head's values."""
+        return self.value_dim or self.head_dim
+
+    @property
+    def cached_features(self) -> tuple[int, int]:
+        """Features a token of the two tensors that a cache keeps: keys and values, or latents."""
+        if self.latent is not None:
+            return self.latent.rank, self.latent.rope_dim
+        return self.kv_heads * self.head_dim, self.kv_heads * self.value_size
+
+    @property
+    def norms(self) -> tuple[Norm, ...]:
+        """Norms of queries, keys and the output's projection, one entry a module."""
+        if self.delta is not None:
+            return (self.delta.norm,)
+        if self.latent is not None:
+            own = (self.latent.query_norm, self.latent.norm)
+            return tuple(norm for norm in own if norm is not None)
+        behind = () if self.output_norm is None else (self.output_norm,)
+        if self.qk_norm is None:
+            return behind
+        if self.norm_by_head:
+            return (*(self.qk_norm,) * (self.heads + self.kv_heads), *behind)
+        return (self.qk_norm, self.key_norm or self.qk_norm, *behind)
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        """Its linears in the order in which they run."""
+        inputs: tuple[Linear | None, ...] = (self.fused, self.query, self.key, self.value)
+        if self.delta is not None:
+            inputs = self.delta.inputs
+        if self.latent is not None:
+            inputs = (self.latent.query_down, self.query, self.latent.down, self.latent.up)
+        return (*(linear for linear in inputs if linear is not None), self.output)
+
+    @property
+    def groups(self) -> int:
+        """Query heads a key/value head."""
+        return self.heads // self.kv_heads

@@ -1,0 +1,223 @@
+"""A decoder layer of blocks, and the model of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from estimator.spec.attention import Attention
+from estimator.spec.linears import Linear, Norm
+from estimator.spec.mlp import Mlp, Moe
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A decoder layer: norm, attention, residual, norm, MLP, residual.
+
+    `input_norm` and `post_norm` stand before the attention and the MLP, `attention_out_norm` and
+    `mlp_out_norm` behind them; each may be missing. `parallel` is whether the MLP reads what the
+    attention read and both are added to the residual at the end (Phi, Cohere).
+
+    `dropout` follows the attention's and the MLP's output where it is not 0; `attended_dropout`
+    is whether it follows the attention's too. `holds_attended` is whether the layer's code still
+    names the attention's output while the MLP runs (GPT-2), `holds_attended_input` whether it
+    names the attention's input (StableLM). `residual_scaled` is whether what is
+    added to the residual is multiplied by a number (Granite).
+    """
+
+    input_norm: Norm | None
+    attention: Attention
+    post_norm: Norm | None
+    mlp: Mlp | Moe
+    dropout: float = 0.0
+    holds_attended: bool = False
+    attention_out_norm: Norm | None = None
+    mlp_out_norm: Norm | None = None
+    parallel: bool = False
+    attended_dropout: bool = True
+    holds_attended_input: bool = False
+    residual_scaled: bool = False
+    recipe: str = "pre_norm"
+    """Which code runs the layer: `pre_norm`, or a key of `LAYERS` in
+    estimator/architecture/layer.py."""
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        """Its linears in the order in which they run."""
+        return (*self.attention.linears, *self.mlp.linears)
+
+    @property
+    def norms(self) -> tuple[Norm, ...]:
+        """Its norms, those of queries and keys first."""
+        around = (self.input_norm, self.post_norm, self.attention_out_norm, self.mlp_out_norm)
+        return (*self.attention.norms, *(norm for norm in around if norm is not None))
+
+
+@dataclass(frozen=True, slots=True)
+class HeadTransform:
+    """What stands between the last hidden states and the head: a linear, an activation, a norm."""
+
+    dense: Linear
+    activation: str
+    norm: Norm
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelSpec:
+    """A causal language model. Counts are elements, not bytes. Equal only to itself.
+
+    `position_rows` is the number of learned positions (0 for none). `rope_tables` counts the fp32
+    buffers of half a rotated head's elements that hold inverse frequencies: two a kind of table.
+    `embedding_scaled` is whether the embedding module multiplies what it looks up (Gemma),
+    `embedding_multiplied` whether the model does (Granite).
+    `buffers` are the bytes of buffers other than those. `masks` are the windows of the masks that
+    the code builds (None for a full one) where it builds others than the layers use.
+    `embedding_held` is whether the model's code
+    still names the embeddings after a dropout. `logits_scaled` is whether logits are multiplied
+    by a number (Cohere, Granite), `logits_softcap` whether a tanh caps them (Gemma 2).
+    `embedding_norm` stands behind the embeddings (NanoChat).
+    `positions_counted` is whether training counts positions from the attention mask, for each
+    sequence (OPT); `position_offset` whether learned positions are shifted before the look-up.
+    """
+
+    name: str
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    layers: tuple[Layer, ...]
+    final_norm: Norm | None
+    head: Linear
+    tied: bool
+    position_rows: int = 0
+    embedding_dropout: float = 0.0
+    embedding_scaled: bool = False
+    rope_tables: int = 2
+    max_positions: int | None = None
+    buffers: tuple[int, ...] = ()
+    masks: tuple[int | None, ...] = ()
+    positions_counted: bool = False
+    position_offset: bool = False
+    embedding_held: bool = True
+    embedding_multiplied: bool = False
+    logits_scaled: bool = False
+    logits_softcap: bool = False
+    embedding_norm: Norm | None = None
+    head_transform: HeadTransform | None = None
+    project_in: Linear | None = None
+    """The linear from narrower embeddings to the hidden size (OPT-350m)."""
+    project_out: Linear | None = None
+    """The linear from the hidden size back to what the head reads."""
+    embedding_named: bool = True
+    """Whether the model's code names, beside the layers' input, the embeddings before the norm."""
+    positions_expanded: bool = False
+    """Whether rotary tables are made for each sequence in training (ModernBERT)."""
+    token_types: int = 0
+    """Rows of a learned table of token types (BERT)."""
+    fixed_positions: int = 0
+    """Rows of a table of positions that is computed, not learned (XGLM)."""
+    fixed_positions_cast: bool = False
+    """Whether that table is fp32 until the first forward pass casts it (CTRL)."""
+    checkpointable: bool = True
+    """Whether the model's class supports gradient checkpointing."""
+    mask_style: str = "additive"
+    """Which masks there are: eager attention's are `additive` ones in the weights' dtype, or
+    `boolean` ones, which backward needs (MPT); Falcon makes one `always`, or one `by_head`; BERT,
+    where it is no decoder, has `none`."""
+    attentions: tuple[str, ...] = ("sdpa", "eager", "flash_attention_2")
+    """Attentions that the model's class supports and that have a formula; without sdpa
+    transformers takes eager instead."""
+    caches: tuple[str, ...] = ("dynamic", "static", "quantized", "paged")
+    """Caches that the model's class runs with and that have a formula."""
+    head_input_scaled: bool = False
+    """Whether the head's input is divided by a number (MiniCPM3)."""
+    tables_by_sequence: bool = False
+    """Whether each sequence has a cos and a sin of its own (Qwen 3.5's three positions)."""
+    returns_probabilities: bool = False
+    """Whether layers return eager attention's probabilities, which the model's loop then holds
+    until the next layer returns (GPT-J)."""
+
+    @property
+    def outer_linears(self) -> tuple[Linear, ...]:
+        """Linears outside the layers that adapters sit on and that are quantized."""
+        before_head = None if self.head_transform is None else self.head_transform.dense
+        outer = (self.project_in, self.project_out, before_head)
+        return tuple(linear for linear in outer if linear is not None)
+
+    @property
+    def embedding_size(self) -> int:
+        """Features of the embeddings."""
+        return self.hidden_size if self.project_in is None else self.project_in.inputs
+
+    @property
+    def positions_bounded(self) -> bool:
+        """Whether tables of positions end, so that no longer sequence can run."""
+        attention = self.layers[0].attention
+        tables = (self.position_rows, self.fixed_positions, attention.positions)
+        return any(tables) or attention.distances == "positions"
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters, tied ones once."""
+        return sum(self.parameter_counts()) + sum(self.frozen_counts())
+
+    def frozen_counts(self) -> Iterator[int]:
+        """Yield the elements of each parameter that never trains; they are in fp32."""
+        for layer in self.layers:
+            if isinstance(layer.mlp, Moe) and layer.mlp.frozen:
+                yield layer.mlp.frozen
+
+    def fp32_counts(self) -> Iterator[int]:
+        """Yield the elements of each weight that trains and stays in fp32."""
+        for layer in self.layers:
+            if isinstance(layer.mlp, Moe) and layer.mlp.router_fp32:
+                yield layer.mlp.stacked("router")
+            yield from (linear.weight_count for linear in layer.linears if linear.fp32)
+
+    def parameter_counts(self) -> Iterator[int]:
+        """Yield the elements of each parameter that may train, in module order, tied ones once."""
+        yield self.vocab_size * self.embedding_size
+        for projection in (self.project_in, self.project_out):
+            if projection is not None:
+                yield projection.weight_count
+        if self.position_rows:
+            yield self.position_rows * self.hidden_size
+        if self.token_types:
+            yield self.token_types * self.hidden_size
+        if self.embedding_norm is not None:
+            yield from self.embedding_norm.shapes
+        for layer in self.layers:
+            for linear in layer.linears:
+                yield linear.weight_count
+                if linear.bias:
+                    yield linear.outputs
+            for norm in layer.norms:
+                yield from norm.shapes
+            yield from layer.attention.parameters_apart
+            yield from layer.mlp.parameters_apart
+        if self.final_norm is not None:
+            yield from self.final_norm.shapes
+        if self.head_transform is not None:
+            dense = self.head_transform.dense
+            yield dense.weight_count
+            if dense.bias:
+                yield dense.outputs
+            yield from self.head_transform.norm.shapes
+        if not self.tied:
+            yield self.head.weight_count
+        if self.head.bias:
+            yield self.head.outputs
+
+    @property
+    def head_dim(self) -> int:
+        """Features of an attention head (of the first layer)."""
+        return self.layers[0].attention.head_dim
+
+    @property
+    def rotary_dim(self) -> int:
+        """Features of a head that positions rotate (of the first layer)."""
+        return self.layers[0].attention.rotary_dim or self.head_dim
+
+    @property
+    def heads(self) -> int:
+        """Query heads (of the first layer)."""
+        return self.layers[0].attention.heads
