@@ -140,8 +140,15 @@ class Case:
 
     @property
     def case_id(self) -> str:
-        """Twelve hex digits, equal for equal cases on every machine."""
-        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        """Twelve hex digits, equal for equal cases on every machine.
+
+        Of what the case says beyond the defaults, so that records keep their id when a later
+        version knows a field more.
+        """
+        said = _beyond(self.to_dict(), _DEFAULTS)
+        if self.lora is not None:
+            said["lora"] = _beyond(self.lora.to_dict(), Lora().to_dict())
+        text = json.dumps(said, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
@@ -176,6 +183,12 @@ class Case:
 
 
 _FIELD_NAMES = tuple(field.name for field in fields(Case))
+
+_DEFAULTS = {field.name: field.default for field in fields(Case)}
+
+
+def _beyond(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value != defaults[name]}
 
 
 def _read_field(name: str, value: Any) -> Any:

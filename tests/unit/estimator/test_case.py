@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
@@ -143,6 +144,16 @@ def test_complete_case_reads_back_to_itself(data: dict[str, Any]) -> None:
     again = Case.from_dict(json.loads(json.dumps(case.to_dict())))
     assert again == case
     assert again.case_id == case.case_id
+
+
+def test_ids_leave_out_what_is_default() -> None:
+    """Records are found by them: a field that a later version adds must not change them."""
+    plain = Case.from_dict({"model": "gpt2"})
+    spelled = Case.from_dict(plain.to_dict())
+    adapted = Case.from_dict({"model": "gpt2", "task": "training", "method": "lora"})
+    ranked = Case.from_dict(adapted.to_dict() | {"lora": {"r": 8}})
+    assert plain.case_id == spelled.case_id == hashlib.sha256(b'{"model":"gpt2"}').hexdigest()[:12]
+    assert len({plain.case_id, adapted.case_id, ranked.case_id}) == 3
 
 
 ANYTHING = st.recursive(
