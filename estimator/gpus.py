@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -55,15 +56,21 @@ def gpus() -> tuple[Gpu, ...]:
 
 
 def find_gpu(name: str) -> Gpu:
-    """Return a card by name, ignoring case, spaces and a leading vendor name.
+    """Return a card by its name here, the driver's ("NVIDIA A100-SXM4-80GB") or a short one
+    ("4090"), in any case.
 
     Raises:
-        CaseError: when no card has the name; it suggests similar ones.
+        CaseError: when no card, or more than one, has the name; it suggests similar ones.
     """
-    wanted = _key(name)
-    for gpu in gpus():
-        if _key(gpu.name) == wanted:
-            return gpu
+    found = _by_key().get(_key(name), ())
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise CaseError(
+            f"gpu is {name!r}, which is the name of several cards: say which of "
+            f"{', '.join(gpu.name for gpu in found)}",
+            "gpu",
+        )
     names = [gpu.name for gpu in gpus()]
     hint = did_you_mean(name, names)
     raise CaseError(
@@ -80,5 +87,31 @@ def workspace_bytes(gpu_name: str | None) -> int:
     )
 
 
+_NO_PART_OF_THE_NAME = re.compile(
+    r"nvidia|geforce|tesla|sxm\d?|pcie|hbm\d?e?|generation|blackwell|workstation|server|edition"
+    r"|[\s_-]"
+)
+"""What the driver's name says besides the card: vendor, brand, socket, memory technology."""
+
+
 def _key(name: str) -> str:
-    return name.lower().removeprefix("nvidia").replace(" ", "").replace("-", "").replace("_", "")
+    return _NO_PART_OF_THE_NAME.sub("", name.lower())
+
+
+@cache
+def _by_key() -> dict[str, tuple[Gpu, ...]]:
+    """Return the cards that a spelling may mean; a card's own name means that card alone."""
+    found: dict[str, tuple[Gpu, ...]] = {}
+    for gpu in gpus():
+        for spelling in _spellings(gpu):
+            found[spelling] = (*found.get(spelling, ()), gpu)
+    return found | {_key(gpu.name): (gpu,) for gpu in gpus()}
+
+
+def _spellings(gpu: Gpu) -> set[str]:
+    """Return the keys of a card: with and without its size, `GB` and `RTX`."""
+    key = _key(gpu.name)
+    size = f"{round(gpu.memory_mib / KIB)}"
+    bare = key.removesuffix("gb").removesuffix(size) if key.endswith(f"{size}gb") else key
+    keys = {key, bare, bare + size, f"{bare}{size}gb"}
+    return keys | {re.sub("^(rtx|gtx)", "", one) for one in keys}

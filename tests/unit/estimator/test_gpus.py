@@ -43,6 +43,17 @@ def test_every_card_has_a_source_and_a_name_of_its_own() -> None:
         ("rtx_4090", "RTX-4090"),
         ("RTX4090", "RTX-4090"),
         ("nvidia rtx 6000 ada", "RTX-6000-Ada"),
+        ("4090", "RTX-4090"),
+        ("a100-80", "A100-80GB"),
+        ("H100 80GB", "H100"),
+        ("NVIDIA A100-SXM4-40GB", "A100-40GB"),
+        ("NVIDIA A100 80GB PCIe", "A100-80GB"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H100 NVL", "H100-NVL"),
+        ("NVIDIA GeForce RTX 3090 Ti", "RTX-3090-Ti"),
+        ("NVIDIA RTX 6000 Ada Generation", "RTX-6000-Ada"),
+        ("Tesla V100-SXM2-16GB", "V100-16GB"),
+        ("Tesla T4", "T4"),
     ],
 )
 def test_names_people_type(typed: str, found: str) -> None:
@@ -51,9 +62,14 @@ def test_names_people_type(typed: str, found: str) -> None:
 
 def test_unknown_card_gets_suggestions() -> None:
     with pytest.raises(CaseError, match=r"did you mean .*A100-80GB") as raised:
-        find_gpu("A100-80")
+        find_gpu("A100-60GB")
     assert raised.value.field == "gpu"
     assert "gpumem gpus" in str(raised.value)
+
+
+def test_a_name_of_two_cards_asks_which() -> None:
+    with pytest.raises(CaseError, match=r"say which of A100-80GB, A100-40GB$"):
+        find_gpu("NVIDIA A100")
 
 
 def test_workspaces_by_architecture() -> None:
