@@ -17,6 +17,7 @@ from benchmarks.store import Problem
 from estimator import estimate
 from estimator.case import Case
 from estimator.errors import GpumemError
+from estimator.gpus import workspace_bytes
 from estimator.report import MemoryReport
 from estimator.units import relative_error
 from profiler.environment import LIBRARIES, Environment
@@ -180,7 +181,7 @@ def compare_estimates(
         reference = _usable(entry, label, left_out, side.name)
         if reference is None:
             continue
-        compared = predictions(entry.case, label, left_out, estimator, trace)
+        compared = predictions(entry.predicted_case, label, left_out, estimator, trace)
         rows.append(Row(case_id, label, reference, compared, entry.flags))
     notes = [*side.notes(), *_several_sources(side)]
     base, new = ("estimates", side.name) if estimates_first else (side.name, "estimates")
@@ -239,6 +240,7 @@ def compare_records(
         for entry, name in lonely
     ]
     notes = [*base.notes(), *new.notes()]
+    notes += _workspaces_differ(pairs)
     if unequal:
         kinds = {
             (ours.environment_id, theirs.environment_id): (ours, theirs) for ours, theirs in unequal
@@ -255,6 +257,20 @@ def compare_records(
         notes=tuple(dict.fromkeys(notes)),
         environments=base.environments | new.environments,
     )
+
+
+def _workspaces_differ(pairs: Iterable[tuple[SideCase, SideCase]]) -> Iterator[str]:
+    """Say so where a traced record has another card's workspaces than the measured one."""
+    count = sum(
+        workspace_bytes(ours.predicted_case.gpu) != workspace_bytes(theirs.predicted_case.gpu)
+        for ours, theirs in pairs
+        if ours.record.source != theirs.record.source
+    )
+    if count:
+        yield (
+            f"{count} cases were traced with other cuBLAS workspaces than those of the GPU that "
+            "measured them: `gpumem compare estimates MEASURED --trace` traces them for that card"
+        )
 
 
 def _usable(

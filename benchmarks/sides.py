@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks.store import Problem, read_records
 from estimator.case import Case
 from estimator.errors import CaseError
+from estimator.gpus import find_gpu
 from estimator.units import format_error, relative_error
 from profiler.environment import Environment
 from profiler.record import OWN_LOOP, TRAINER_LOOP, Loop, Record
@@ -31,6 +32,26 @@ class SideCase:
         """The id of the environment it was made in, None where the record does not say."""
         environment = self.record.environment
         return None if environment is None else environment.environment_id
+
+    @property
+    def card(self) -> str | None:
+        """The catalogue's name of the GPU that it was measured on, None if it is not there."""
+        environment = self.record.environment
+        if self.record.source != "cuda" or environment is None or environment.gpu is None:
+            return None
+        try:
+            return find_gpu(environment.gpu).name
+        except CaseError:
+            return None
+
+    @property
+    def predicted_case(self) -> Case:
+        """The case as predictions must read it: on the card that it was measured on.
+
+        A case without a card is read with Ampere's cuBLAS workspaces; a measured record of it has
+        those of its GPU.
+        """
+        return self.case if self.case.gpu is not None else replace(self.case, gpu=self.card)
 
     @property
     def started_at(self) -> str:
@@ -66,10 +87,31 @@ class Side:
         dirty = sum(one is not None and one.dirty is True for one in made)
         if self.trainer:
             yield self._about_trainer()
+        yield from self._about_cards()
         if dirty:
             yield (
                 f"{dirty} of {len(made)} records of {self.name} were made by code with changes "
                 "that are not committed"
+            )
+
+    def _about_cards(self) -> Iterator[str]:
+        """Say where predictions cannot know the workspaces of the GPU."""
+        measured = [entry for entry in self.cases.values() if entry.record.source == "cuda"]
+        unknown = {
+            entry.record.environment.gpu
+            for entry in measured
+            if entry.record.environment is not None and entry.predicted_case.gpu is None
+        }
+        for name in sorted(filter(None, unknown)):
+            yield (
+                f"{self.name} was measured on {name}, which is not in the catalogue of cards: "
+                "predictions have Ampere's cuBLAS workspaces"
+            )
+        settings = {env.cublas_workspace for env in self.environments.values()} - {None}
+        for setting in sorted(filter(None, settings)):
+            yield (
+                f"{self.name} was measured with CUBLAS_WORKSPACE_CONFIG={setting}: predictions "
+                "have the workspaces of its default"
             )
 
     def _about_trainer(self) -> str:

@@ -86,7 +86,8 @@ def measured_runs(folder: Path) -> tuple[Run, ...]:
             continue
         sizes = {name: getattr(record.peak, f"{name}_bytes") for name in COUNTERS}
         counters = {name: size for name, size in sizes.items() if size}
-        run = Run((record.record_id,), entry.case, family_of(entry.case), counters, OWN_WORDS)
+        case = entry.predicted_case
+        run = Run((record.record_id,), case, family_of(case), counters, OWN_WORDS)
         runs.append(run)
     return tuple(runs)
 
