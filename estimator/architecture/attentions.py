@@ -11,6 +11,7 @@ from estimator.architecture import (
     gated_attention,
     latent,
     llama4,
+    short_conv,
     split,
     xglm,
 )
@@ -29,6 +30,7 @@ _RECIPES: dict[str, Callable[[Tape, Tensor, Attention, Context], tuple[Tensor, T
     "gpt_neo": fp32_scores.gpt_neo_attention,
     "delta_net": delta_net.attention,
     "gated": gated_attention.attention,
+    "short_conv": short_conv.attention,
     "latent": latent.attention,
     "llama4": llama4.attention,
 }

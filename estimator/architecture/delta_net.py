@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from estimator.architecture.context import Context
+from estimator.architecture.convolution import convolution, convolution_step, keep_columns
 from estimator.architecture.delta_rule import chunked, recurrent
 from estimator.architecture.norms import norm
 from estimator.architecture.parts import cast, linear, multiply, operands, parameter, scale
@@ -32,8 +33,8 @@ class _Inputs:
 
 def attention(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Tensor, None]:
     """Return the block's output; there are no probabilities."""
-    delta = spec.delta
-    assert delta is not None
+    delta = spec.mixer
+    assert isinstance(delta, DeltaNet)
     T = ctx.tokens
     given = _ordered(tape, x, delta, ctx) if delta.ordered else _projected(tape, x, delta, ctx)
     mixed = _convolved(tape, given.mixed, delta, ctx)
@@ -95,20 +96,14 @@ def _convolved(tape: Tape, mixed: Tensor, delta: DeltaNet, ctx: Context) -> Tens
     A decode step joins the cached columns to the new one; prefill keeps the last of them.
     """
     channels = delta.channels
-    weight = parameter(channels * delta.kernel, ctx.width, ctx.full)
     if ctx.decoding:
-        joined = tape.new(ctx.batch * channels * (delta.kernel + 1), mixed.width)
-        out = tape.new(ctx.batch * channels * 2, mixed.width)
+        out = convolution_step(tape, mixed, channels, delta.kernel, ctx)
         active = tape.new(mixed.count, mixed.width)
-        tape.drop(joined, out, mixed)
+        tape.drop(out, mixed)
         return active
     if ctx.cached:
-        _keep(tape, ctx.batch * channels * delta.kernel, mixed.width)
-    length = ctx.queries + delta.kernel - 1
-    # A convolution saves its input even where its weight does not train.
-    out = tape.op(ctx.batch * channels * length, mixed.width, (weight, mixed), (mixed,))
-    cut = tape.view(out, mixed.count, out.size)
-    tape.drop(out)
+        keep_columns(tape, channels, delta.kernel, ctx, mixed.width)
+    cut = convolution(tape, mixed, channels, delta.kernel, False, ctx)
     active = tape.op(cut.count, cut.width, (cut,), (cut,))
     tape.drop(cut, mixed)
     return active

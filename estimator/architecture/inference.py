@@ -28,7 +28,7 @@ from estimator.architecture.training import (
 )
 from estimator.case import Case
 from estimator.gpus import workspace_bytes
-from estimator.spec import DeltaNet, Layer, ModelSpec
+from estimator.spec import Layer, Mixer, ModelSpec
 
 
 def play_inference(case: Case, spec: ModelSpec, items: Inventory) -> Run:
@@ -168,8 +168,8 @@ def _cache(spec: ModelSpec, case: Case, tokens: int) -> Held:
         width = WIDTHS[case.dtype]
         now = layer_context(layer, seen)
         copies = len(stretch)
-        if layer.attention.delta is not None:
-            total += _recurrent_state(layer.attention.delta, case, copies)
+        if layer.attention.mixer is not None:
+            total += _states(layer.attention.mixer, case, copies)
             continue
         for features in layer.attention.cached_features:
             row = case.batch_size * features
@@ -183,11 +183,13 @@ def _cache(spec: ModelSpec, case: Case, tokens: int) -> Held:
     return total
 
 
-def _recurrent_state(delta: DeltaNet, case: Case, copies: int) -> Held:
-    """Return the bytes of a delta net's cache: columns of its convolution, and its fp32 state."""
-    columns = case.batch_size * delta.channels * delta.kernel * WIDTHS[case.dtype]
-    heads = case.batch_size * delta.value_heads
-    kept = [Storage(size, None) for size in (columns, 4 * heads * delta.key_dim * delta.value_dim)]
+def _states(mixer: Mixer, case: Case, copies: int) -> Held:
+    """Return the bytes of what a mixer keeps in the cache."""
+    width = WIDTHS[case.dtype]
+    kept = [
+        Storage(case.batch_size * state.count * (4 if state.fp32 else width), None)
+        for state in mixer.states
+    ]
     return Held(
         copies * sum(storage.requested for storage in kept),
         copies * sum(storage.allocated for storage in kept),

@@ -38,6 +38,8 @@ def route(tape: Tape, x: Tensor, spec: Moe, ctx: Context) -> tuple[tuple[Tensor,
         return sparse_mixer(tape, logits, spec, ctx)
     if spec.router == "sigmoid":
         return _sigmoid(tape, logits, spec, ctx)
+    if spec.router == "sigmoid_half":
+        return _sigmoid_half(tape, logits, spec, ctx)
     probabilities = _softmax(tape, logits, spec, ctx)
     pairs = ctx.tokens * spec.active
     indices = tape.new(pairs, 8)
@@ -69,6 +71,29 @@ def _sigmoid(
         chosen = _normed(tape, chosen, ctx)
     tape.drop(scores, biased, best)
     return (logits, indices), chosen
+
+
+def _sigmoid_half(
+    tape: Tape, logits: Tensor, spec: Moe, ctx: Context
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Sigmoid scores in the weights' dtype, chosen by their fp32 sum with a bias, and scaled.
+
+    Source: transformers/models/lfm2_moe/modeling_lfm2_moe.py, `Lfm2MoeTopKRouter`.
+    """
+    T, pairs = ctx.tokens, ctx.tokens * spec.active
+    scores = tape.op(logits.count, logits.width, (logits,), saves_out=True)
+    biased = tape.new(logits.count, 4)
+    best, indices = tape.new(pairs, 4), tape.new(pairs, 8)
+    chosen = tape.op(pairs, scores.width, (scores,), (indices,), grads=(scores.size,))
+    if spec.normed:
+        total = tape.op(T, scores.width, (chosen,), grads=(PASS,))
+        raised = tape.op(T, scores.width, (total,), grads=(PASS,))
+        tape.drop(total)
+        before, chosen = chosen, tape.op(pairs, scores.width, (raised, chosen), (chosen, raised))
+        tape.drop(before, raised)
+    scaled = scale(tape, chosen)
+    tape.drop(chosen, scores, biased, best)
+    return (logits, indices), scaled
 
 
 def _top_softmax(

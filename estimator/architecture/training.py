@@ -211,8 +211,8 @@ def _freed_after(spec: ModelSpec, ctx: Context, kept: dict[int | None, int]) -> 
     seen: set[int | None] = set()
     for index, layer in enumerate(spec.layers):
         window = layer.attention.window
-        # A delta net is given no mask.
-        if window not in seen and layer.attention.delta is None:
+        # What keeps a state is given no mask.
+        if window not in seen and layer.attention.mixer is None:
             seen.add(window)
             freed[index] = tables + kept.get(window, 0)
     return freed

@@ -19,6 +19,7 @@ from estimator.families import (
     gpt_neox,
     gpt_oss,
     gptj,
+    lfm2,
     llama,
     llama4,
     llama_norms,
@@ -122,6 +123,8 @@ PARSERS: dict[str, Callable[[ConfigReader], ModelSpec]] = {
     "flex_olmo": moe_variants.parse_flex_olmo,
     "minimax_m2": moe_variants.parse_minimax_m2,
     "granitemoeshared": moe_variants.parse_granitemoeshared,
+    "lfm2": lfm2.parse_lfm2,
+    "lfm2_moe": lfm2.parse_lfm2_moe,
     "opt": opt.parse_opt,
     "biogpt": opt.parse_biogpt,
 }

@@ -6,21 +6,16 @@ Source: transformers/models/{rwkv,recurrent_gemma,xlstm,lfm2,lfm2_moe}/
 
 from __future__ import annotations
 
-from estimator.errors import ModelError
 from estimator.families.counts import (
-    check_length,
     convolution,
     embeddings,
-    experts,
     factor,
     gated_mlp,
-    grouped_attention,
     kinds,
     layer_count,
     linear,
 )
 from estimator.families.reader import ConfigReader
-from estimator.units import round_up
 
 
 def count_rwkv(reader: ConfigReader) -> int:
@@ -95,65 +90,3 @@ def count_xlstm(reader: ConfigReader) -> int:
 def _multiple(size: float, step: int) -> int:
     """Round up as xLSTM's code does: of a size that need not be whole."""
     return int((size + step - 1) // step) * step
-
-
-_LFM2_KINDS = ("linear_attention", "full_attention")
-
-
-def count_lfm2(reader: ConfigReader) -> int:
-    """Lfm2ForCausalLM: gated short convolutions, and attention in some layers."""
-    hidden = reader.size("hidden_size", default=2560)
-    count = layer_count(reader, 32)
-    listed = kinds(reader, ("layer_types",), _LFM2_KINDS)
-    if listed:
-        attends = check_length(reader, listed, count).count("full_attention")
-    elif reader.config.get("full_attn_idxs") is None:
-        attends = count
-    else:
-        attends = sum(index in reader.indices("full_attn_idxs") for index in range(count))
-    mlp = gated_mlp(hidden, _lfm2_width(reader))
-    return _lfm2(reader, hidden, count, attends, count * mlp)
-
-
-def _lfm2_width(reader: ConfigReader) -> int:
-    """Two thirds of the configured width, times a factor, rounded up."""
-    width = reader.size("block_ff_dim", "intermediate_size", default=12288)
-    if not reader.flag("block_auto_adjust_ff_dim", True):
-        return width
-    width = int(2 * width / 3)
-    multiplier = "block_ffn_dim_multiplier"
-    if reader.config.get(multiplier, 1.0) is None:
-        return width
-    width = int(factor(reader, multiplier, 1.0) * width)
-    return round_up(width, reader.size("block_multiple_of", default=256))
-
-
-def count_lfm2_moe(reader: ConfigReader) -> int:
-    """Lfm2MoeForCausalLM: experts in all layers but the first `num_dense_layers`."""
-    hidden = reader.size("hidden_size", default=2048)
-    count = layer_count(reader, 32)
-    listed = kinds(reader, ("layer_types",), _LFM2_KINDS)
-    if not listed:
-        raise ModelError(f"the configuration of {reader.name} lacks layer_types")
-    check_length(reader, listed, count)
-    first = min(count, reader.count("num_dense_layers", 2))
-    dense = gated_mlp(hidden, reader.size("intermediate_size", default=7168))
-    width = reader.size("moe_intermediate_size", default=1792)
-    sparse = experts(hidden, width, reader.size("num_experts", default=32))
-    blocks = first * dense + (count - first) * sparse
-    return _lfm2(reader, hidden, count, listed.count("full_attention"), blocks)
-
-
-def _lfm2(reader: ConfigReader, hidden: int, count: int, attends: int, blocks: int) -> int:
-    """Return what both share, around all layers' `blocks`."""
-    heads, _ = reader.heads(8 if "num_key_value_heads" not in reader.config else None, 32)
-    attention = grouped_attention(reader, hidden, False, kv_heads=8)
-    attention += 2 * reader.head_dim(hidden, heads)
-    bias = reader.flag("conv_bias", False)
-    short = linear(hidden, 3 * hidden, bias) + linear(hidden, hidden, bias)
-    short += convolution(hidden, reader.size("conv_L_cache", default=3), bias)
-    mixers = attends * attention + (count - attends) * short
-    # The older name wins where both are given.
-    tied = reader.flag("tie_embedding", reader.flag("tie_word_embeddings", True))
-    outer = reader.size("vocab_size", default=65536) * hidden * (1 if tied else 2)
-    return outer + mixers + blocks + 2 * count * hidden + hidden

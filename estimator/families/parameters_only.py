@@ -18,8 +18,6 @@ from estimator.families.counts_older import (
     count_openai_gpt,
 )
 from estimator.families.counts_recurrent import (
-    count_lfm2,
-    count_lfm2_moe,
     count_recurrent_gemma,
     count_rwkv,
     count_xlstm,
@@ -47,8 +45,6 @@ COUNTERS: dict[str, Callable[[ConfigReader], int]] = {
     "rwkv": count_rwkv,
     "recurrent_gemma": count_recurrent_gemma,
     "xlstm": count_xlstm,
-    "lfm2": count_lfm2,
-    "lfm2_moe": count_lfm2_moe,
     "openai-gpt": count_openai_gpt,
     "gpt_neox_japanese": count_gpt_neox_japanese,
     "megatron-bert": count_bert,

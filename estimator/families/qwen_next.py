@@ -128,7 +128,7 @@ def _delta_net(reader: ConfigReader, hidden: int, full: Attention, ordered: bool
         qk_norm=None,
         output=Linear("out_proj", values, hidden),
         recipe="delta_net",
-        delta=DeltaNet(
+        mixer=DeltaNet(
             key_heads=key_heads,
             value_heads=value_heads,
             key_dim=key_dim,

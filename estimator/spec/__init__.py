@@ -4,8 +4,9 @@ A spec is made of the same parts for every family: linears, norms, attentions, M
 modules in `estimator.families` translate each `model_type`'s configuration into it.
 """
 
-from estimator.spec.attention import Attention, DeltaNet, Latent
+from estimator.spec.attention import Attention, Latent
 from estimator.spec.linears import Linear, Norm
+from estimator.spec.mixers import DeltaNet, Mixer, ShortConv, State
 from estimator.spec.mlp import Mlp, Moe
 from estimator.spec.model import HeadTransform, Layer, ModelSpec
 
@@ -16,8 +17,11 @@ __all__ = [
     "Latent",
     "Layer",
     "Linear",
+    "Mixer",
     "Mlp",
     "ModelSpec",
     "Moe",
     "Norm",
+    "ShortConv",
+    "State",
 ]

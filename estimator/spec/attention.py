@@ -1,10 +1,11 @@
-"""Attention blocks: grouped heads, latents (MLA) and gated delta nets."""
+"""Attention blocks: grouped heads, latents (MLA), and what may stand in their place."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from estimator.spec.linears import Linear, Norm
+from estimator.spec.mixers import Mixer
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,31 +31,6 @@ class Latent:
     rotation: str = "interleaved"
     """How positions rotate: `interleaved` pairs (DeepSeek-V3), `halves` (Llama), `complex`
     (DeepSeek-V2)."""
-
-
-@dataclass(frozen=True, slots=True)
-class DeltaNet:
-    """A gated delta net in attention's place: a recurrent state instead of keys and values.
-
-    `inputs` are its projections: of queries, keys, values and the gate side by side and of the
-    betas and decays (`ordered`, Qwen3-Next), or one each (Qwen 3.5).
-
-    Source: https://arxiv.org/abs/2412.06464.
-    """
-
-    key_heads: int
-    value_heads: int
-    key_dim: int
-    value_dim: int
-    kernel: int
-    inputs: tuple[Linear, ...]
-    norm: Norm
-    ordered: bool = False
-
-    @property
-    def channels(self) -> int:
-        """Features that the convolution sees: queries, keys and values."""
-        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,16 +91,16 @@ class Attention:
     value_dim: int | None = None
     """Features of a head's values where they differ from the keys'."""
     latent: Latent | None = None
-    delta: DeltaNet | None = None
+    mixer: Mixer | None = None
+    """What keeps a state instead of keys and values; it stands in attention's place."""
     sinks: bool = False
     """Whether each query head has a learned score beside the keys' (gpt-oss)."""
 
     @property
     def parameters_apart(self) -> tuple[int, ...]:
         """Elements of each parameter that is no linear's or norm's."""
-        if self.delta is not None:
-            heads = self.delta.value_heads
-            return heads, heads, self.delta.channels * self.delta.kernel
+        if self.mixer is not None:
+            return self.mixer.parameters_apart
         return (self.heads,) if self.sinks else ()
 
     @property
@@ -142,8 +118,8 @@ class Attention:
     @property
     def norms(self) -> tuple[Norm, ...]:
         """Norms of queries, keys and the output's projection, one entry a module."""
-        if self.delta is not None:
-            return (self.delta.norm,)
+        if self.mixer is not None:
+            return self.mixer.norms
         if self.latent is not None:
             own = (self.latent.query_norm, self.latent.norm)
             return tuple(norm for norm in own if norm is not None)
@@ -158,8 +134,8 @@ class Attention:
     def linears(self) -> tuple[Linear, ...]:
         """Its linears in the order in which they run."""
         inputs: tuple[Linear | None, ...] = (self.fused, self.query, self.key, self.value)
-        if self.delta is not None:
-            inputs = self.delta.inputs
+        if self.mixer is not None:
+            inputs = self.mixer.inputs
         if self.latent is not None:
             inputs = (self.latent.query_down, self.query, self.latent.down, self.latent.up)
         return (*(linear for linear in inputs if linear is not None), self.output)

@@ -54,7 +54,8 @@ class Moe:
       `softmax_groups` from the best groups of experts (DeepSeek-V2);
     - `top_softmax` over the best in fp32 (Granite), `top_softmax_half` in the model's dtype
       (gpt-oss);
-    - `sigmoid` of each (MiniMax-M2), `sigmoid_groups` from the best groups (DeepSeek-V3);
+    - `sigmoid` of each (MiniMax-M2), `sigmoid_half` in the model's dtype (LFM2),
+      `sigmoid_groups` from the best groups (DeepSeek-V3);
     - `sparse_mixer` (Phi-3.5-MoE); `corrected_softmax` chooses by scores plus a bias (ERNIE);
       `linear_softmax` of a linear in fp32 (HunYuan).
     """

@@ -241,10 +241,10 @@ def test_chunked_layers_rotate_and_others_scale_their_queries() -> None:
 
 def test_each_fourth_layer_attends_to_all_tokens() -> None:
     layers = spec_of({"model_type": "qwen3_next", "num_hidden_layers": 8}).layers
-    assert [layer.attention.delta is None for layer in layers] == ([False] * 3 + [True]) * 2
+    assert [layer.attention.mixer is None for layer in layers] == ([False] * 3 + [True]) * 2
     kinds = ["full_attention", "linear_attention"]
     spec = spec_of({"model_type": "qwen3_5_text", "num_hidden_layers": 2, "layer_types": kinds})
-    assert [layer.attention.delta is None for layer in spec.layers] == [True, False]
+    assert [layer.attention.mixer is None for layer in spec.layers] == [True, False]
     with pytest.raises(ModelError, match="layer_types"):
         spec_of({"model_type": "qwen3_next", "layer_types": ["sliding_attention"] * 48})
 
