@@ -1,227 +1,141 @@
 """The formulas against the trace over a seeded matrix of random cases.
 
-    python -m benchmarks.matrix --seed 0 --count 200 --workers 2 -o matrix.json
+    python -m benchmarks.matrix --seed 0 --count 200 --workers 2 -o out/matrix.jsonl
 
-Prints the median, the 95th percentile and the worst error, the under-estimates, and for the worst
-cases the phase and the component that differs; writes every comparison as JSON. Both sides are
-predictions: nothing here is measured.
+Every answer of the trace is written as it comes, and a run that was stopped goes on where it
+stopped; the formulas are asked again each time. Prints the median, the 95th percentile and the
+worst error, tables by family and by axis, and for the worst cases the component that differs. Both
+sides are predictions: nothing here is measured.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import queue
-import statistics
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks.case_generator import QUICK, draw_cases
-from estimator import estimate
+from benchmarks.matrix_answers import Answer, AnswerFile
+from benchmarks.matrix_comparison import Failure, compare_answer
+from benchmarks.matrix_page import write_page
+from benchmarks.matrix_tables import slowest_lines, text_lines
 from estimator.case import Case
 from estimator.errors import GpumemError
-from estimator.report import COMPONENTS, MemoryReport
-from estimator.units import format_error, format_gib, relative_error
 from profiler.workers import Worker
 
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """One case, answered by the formulas and by the trace."""
-
-    case: Case
-    formulas: MemoryReport
-    trace: MemoryReport
-
-    @property
-    def requested_error(self) -> float:
-        """Relative error of the peak that tensors ask for."""
-        ours, theirs = self.formulas.peak.requested_bytes, self.trace.peak.requested_bytes
-        assert ours is not None
-        assert theirs is not None
-        return relative_error(ours, theirs)
-
-    @property
-    def allocated_error(self) -> float:
-        """Relative error of the peak that is handed out."""
-        return relative_error(self.formulas.peak.allocated_bytes, self.trace.peak.allocated_bytes)
-
-    def differences(self) -> dict[str, int]:
-        """Return formulas minus trace at the peak, by component, where they differ."""
-        pairs = {
-            name: getattr(self.formulas.components, f"{name}_bytes")
-            - getattr(self.trace.components, f"{name}_bytes")
-            for name in COMPONENTS
-        }
-        return {name: size for name, size in pairs.items() if size}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the comparison as a JSON object."""
-        return {
-            "case": self.case.to_dict(),
-            "requested_error": self.requested_error,
-            "allocated_error": self.allocated_error,
-            "differences_bytes": self.differences(),
-            "formulas": self.formulas.to_dict(),
-            "trace": self.trace.to_dict(),
-        }
+INTERRUPTED = 130
+"""Exit code of a run that Ctrl-C stopped, as a shell's."""
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A case that one side could not answer."""
+def trace_cases(
+    cases: Sequence[Case],
+    workers: int,
+    timeout_s: float,
+    on_answer: Callable[[Answer], None],
+) -> bool:
+    """Trace cases in `workers` processes, which each keep torch imported; False if interrupted.
 
-    case: Case
-    message: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the failure as a JSON object."""
-        return {"case": self.case.to_dict(), "error": {"message": self.message}}
-
-
-Result = Comparison | Failure
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """Sizes of relative errors over many comparisons: fractions, not percents."""
-
-    count: int
-    median: float
-    percentile_95: float
-    worst: float
-    worst_under: float
-    """The largest under-estimate as a negative number, 0 where there is none."""
-
-
-def compare_case(case: Case, trace: Callable[[Case], MemoryReport]) -> Comparison:
-    """Ask both sides.
-
-    Raises:
-        GpumemError: either side cannot answer.
+    `on_answer` is called with each answer as it comes, one at a time.
     """
-    return Comparison(case, estimate(case), trace(case))
-
-
-def summarize(errors: Iterable[float]) -> Summary:
-    """Summarize relative errors; the 95th percentile is the smallest error that 95 % stay within.
-
-    Raises:
-        ValueError: there are none.
-    """
-    signed = list(errors)
-    if not signed:
-        raise ValueError("there are no errors to summarize")
-    sizes = sorted(abs(error) for error in signed)
-    within = -(-len(sizes) * 95 // 100) - 1
-    return Summary(
-        len(sizes), statistics.median(sizes), sizes[within], sizes[-1], min(0.0, *signed, 0.0)
-    )
-
-
-def run_matrix(
-    cases: Sequence[Case], workers: int, on_result: Callable[[Result], None]
-) -> list[Result]:
-    """Compare cases, each traced in one of `workers` processes; results keep the order."""
-    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for index in range(len(cases)):
-        waiting.put(index)
-    results: dict[int, Result] = {}
+    waiting: queue.SimpleQueue[Case] = queue.SimpleQueue()
+    for case in cases:
+        waiting.put(case)
     lock = threading.Lock()
+    stopped = threading.Event()
+    pool = [Worker("trace", timeout_s) for _ in range(min(workers, len(cases)))]
 
-    def work() -> None:
-        with Worker("trace") as worker:
-            while True:
+    def work(worker: Worker) -> None:
+        with worker:
+            while not stopped.is_set():
                 try:
-                    index = waiting.get_nowait()
+                    case = waiting.get_nowait()
                 except queue.Empty:
                     return
-                result = _answer(cases[index], worker)
+                started = time.monotonic()
+                record = worker.run(case)
+                answer = Answer.from_record(case, record, time.monotonic() - started)
                 with lock:
-                    results[index] = result
-                    on_result(result)
+                    if not stopped.is_set():
+                        on_answer(answer)
 
-    threads = [threading.Thread(target=work) for _ in range(workers)]
+    threads = [threading.Thread(target=work, args=(worker,)) for worker in pool]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
-    return [results[index] for index in range(len(cases))]
-
-
-def _answer(case: Case, worker: Worker) -> Result:
-    record = worker.run(case)
-    if record.report is None:
-        return Failure(case, record.error.message if record.error else record.status)
-    report = record.report
     try:
-        return compare_case(case, lambda _: report)
-    except GpumemError as error:
-        return Failure(case, str(error))
-    except Exception as error:
-        # A formula that fails is what the matrix is there to find: it costs one case, not all.
-        return Failure(case, f"{type(error).__name__}: {error}")
-
-
-def print_results(results: Sequence[Result], show: int) -> None:
-    """Print the summary, and the `show` worst cases with what differs."""
-    compared = [result for result in results if isinstance(result, Comparison)]
-    for failure in results:
-        if isinstance(failure, Failure):
-            print(f"no answer: {failure.case.label}: {failure.message}")
-    if not compared:
-        return
-    for name in ("requested", "allocated"):
-        summary = summarize(getattr(item, f"{name}_error") for item in compared)
-        print(
-            f"{name}: {summary.count} cases, median {100 * summary.median:.3f} %, "
-            f"95 % within {100 * summary.percentile_95:.3f} %, worst {100 * summary.worst:.2f} %, "
-            f"worst under-estimate {format_error(summary.worst_under)}"
-        )
-    elsewhere = sum(item.formulas.peak.phase != item.trace.peak.phase for item in compared)
-    print(f"peak in another phase than the trace's: {elsewhere}")
-    for item in sorted(compared, key=lambda c: -abs(c.requested_error))[:show]:
-        differences = sorted(item.differences().items(), key=lambda pair: -abs(pair[1]))[:3]
-        print(
-            f"{format_error(item.requested_error)} requested, "
-            f"{format_error(item.allocated_error)} allocated: {item.case.label} "
-            f"[{item.trace.case['model'] if isinstance(item.case.model, str) else 'made up'}] "
-            f"{format_gib(item.trace.peak.allocated_bytes)} in {item.trace.peak.phase} "
-            f"(formulas: {item.formulas.peak.phase}); "
-            + ", ".join(f"{name} {size:+d} B" for name, size in differences)
-        )
+        for thread in threads:
+            thread.join()
+    except KeyboardInterrupt:
+        stopped.set()
+        for worker in pool:
+            worker.kill()
+        for thread in threads:
+            thread.join()
+        return False
+    return True
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the matrix; exit code 3 where a case got no answer."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.matrix", description=__doc__)
+    options = _parser().parse_args(arguments)
+    cases = list(draw_cases(options.seed, options.count, QUICK if options.quick else None))
+    file = None if options.output is None else AnswerFile(options.output)
+    try:
+        answers = {} if file is None else file.read()
+    except GpumemError as error:
+        print(f"gpumem: {error}", file=sys.stderr)
+        return 2
+    missing = [c for c in cases if c.case_id not in answers or not answers[c.case_id].final]
+    if options.no_trace:
+        missing = []
+    done = 0
+
+    def keep(answer: Answer) -> None:
+        nonlocal done
+        answers[answer.case.case_id] = answer
+        if file is not None:
+            file.add(answer)
+        done += 1
+        if sys.stderr.isatty() or done % 25 == 0:
+            print(f"{done}/{len(missing)}", file=sys.stderr, flush=True)
+
+    whole = trace_cases(missing, options.workers, options.timeout, keep)
+    found = [answers[case.case_id] for case in cases if case.case_id in answers]
+    results = [compare_answer(answer) for answer in found]
+    for line in text_lines(results, options.show, options.tables):
+        print(line)
+    for line in slowest_lines(found, options.show if options.tables else 0):
+        print(line)
+    if options.page is not None:
+        write_page(options.page, results, options.seed, len(cases))
+    if not whole:
+        return INTERRUPTED
+    unanswered = len(found) < len(cases) or any(isinstance(one, Failure) for one in results)
+    return 3 if unanswered else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.matrix",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="small made-up models only")
+    parser.add_argument("--timeout", type=float, default=300.0, help="seconds a case may take")
+    parser.add_argument("--quick", action="store_true", help="small models only")
+    parser.add_argument("--tables", action="store_true", help="tables by family, axis and seconds")
     parser.add_argument("--show", type=int, default=10, help="how many of the worst to print")
-    parser.add_argument("-o", "--output", type=Path, help="write every comparison as JSON")
-    options = parser.parse_args(arguments)
-    cases = list(draw_cases(options.seed, options.count, QUICK if options.quick else None))
-    done = 0
-
-    def progress(_: Result) -> None:
-        nonlocal done
-        done += 1
-        if sys.stderr.isatty() or done % 25 == 0:
-            print(f"{done}/{len(cases)}", file=sys.stderr, flush=True)
-
-    results = run_matrix(cases, options.workers, progress)
-    print_results(results, options.show)
-    if options.output is not None:
-        rows = [result.to_dict() for result in results]
-        content = {"seed": options.seed, "count": options.count, "results": rows}
-        options.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    return 3 if any(isinstance(result, Failure) for result in results) else 0
+    parser.add_argument("--no-trace", action="store_true", help="only what the file answers")
+    parser.add_argument("--page", type=Path, help="write the results as Markdown")
+    parser.add_argument(
+        "-o", "--output", type=Path, help="file of the trace's answers, JSON lines; is resumed"
+    )
+    return parser
 
 
 if __name__ == "__main__":

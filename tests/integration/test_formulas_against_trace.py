@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 
-from benchmarks import matrix
 from benchmarks.case_generator import QUICK, draw_cases
-from benchmarks.matrix import Comparison, compare_case, summarize
+from benchmarks.matrix_comparison import Comparison, compare_case, summarize
 from estimator.case import Case
 from estimator.errors import UnsupportedError
 from profiler.trace import trace_case
@@ -20,34 +16,15 @@ COUNT = 40
 
 @pytest.fixture(scope="module")
 def compared() -> list[Comparison]:
-    """All cases but those that transformers' own code refuses, which have to stay rare."""
+    """All cases but those that have no formula, or that transformers' own code refuses."""
     answered, refused = [], []
     for case in draw_cases(SEED, COUNT, QUICK):
         try:
             answered.append(compare_case(case, trace_case))
         except UnsupportedError as error:
             refused.append(str(error))
-    assert len(refused) <= COUNT // 10, refused
+    assert len(refused) <= COUNT // 5, refused
     return answered
-
-
-def test_the_cases_cover_the_axes() -> None:
-    cases = list(draw_cases(SEED, COUNT, QUICK))
-    assert {case.task for case in cases} == {"inference", "training"}
-    assert {case.dtype for case in cases} == {"bfloat16", "float16", "float32"}
-    assert {case.attention for case in cases} == {"sdpa", "eager", "flash_attention_2"}
-    assert {case.method for case in cases} == {"full", "lora"}
-    assert {case.gradient_checkpointing for case in cases} == {False, True}
-    assert len({case.optimizer for case in cases if case.training}) >= 3
-    assert len({case.case_id for case in cases}) == COUNT
-
-
-def test_the_same_seed_draws_the_same_cases() -> None:
-    first, again = list(draw_cases(5, 10)), list(draw_cases(5, 10))
-    assert first == again
-    assert first != list(draw_cases(6, 10))
-    # A case does not depend on how many are drawn.
-    assert list(draw_cases(5, 3)) == first[:3]
 
 
 @pytest.mark.parametrize("counter", ["requested", "allocated"])
@@ -77,58 +54,6 @@ def test_the_weights_agree_to_the_byte_but_for_segments_ends(compared: list[Comp
         ours = item.formulas.components.weights_bytes
         theirs = item.trace.components.weights_bytes
         assert ours == pytest.approx(theirs, rel=0.01), item.case.to_dict()
-
-
-def test_a_summary_by_hand() -> None:
-    summary = summarize([0.01, -0.02, 0.0, 0.03])
-    assert summary.median == 0.015
-    assert summary.percentile_95 == summary.worst == 0.03
-    assert summary.worst_under == -0.02
-    assert summarize([0.5]).worst_under == 0.0
-    assert summarize([0.001] * 19 + [0.9]).percentile_95 == 0.001
-    with pytest.raises(ValueError, match="no errors"):
-        summarize([])
-
-
-def test_the_command_writes_what_it_prints(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Driven by a scripted worker: the formulas' own answer, and once a death."""
-
-    class Scripted:
-        def __init__(self, source: str) -> None:
-            assert source == "trace"
-            self.died = False
-
-        def __enter__(self) -> Scripted:
-            return self
-
-        def __exit__(self, *args: object) -> None:
-            return None
-
-        def run(self, case: Case) -> object:
-            from types import SimpleNamespace
-
-            from estimator import estimate
-
-            if not self.died:
-                self.died = True
-                return SimpleNamespace(report=None, error=SimpleNamespace(message="it died"))
-            return SimpleNamespace(report=estimate(case), error=None)
-
-    monkeypatch.setattr(matrix, "Worker", Scripted)
-    file = tmp_path / "matrix.json"
-    code = matrix.main(["--quick", "--count", "4", "--seed", "3", "-o", str(file)])
-    out = capsys.readouterr().out
-    assert code == 3
-    assert "no answer: " in out
-    assert "it died" in out
-    assert "requested: 3 cases, median 0.000 %" in out
-    rows = json.loads(file.read_text())["results"]
-    assert len(rows) == 4
-    assert rows[0]["error"] == {"message": "it died"}
-    assert rows[1]["requested_error"] == 0.0
-    assert rows[1]["trace"]["schema_version"] == rows[1]["formulas"]["schema_version"]
 
 
 MELLUM = {
