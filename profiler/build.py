@@ -284,7 +284,8 @@ def _add_adapters(case: Case, model: Any) -> Any:
         task_type="CAUSAL_LM",
     )
     try:
-        return peft.get_peft_model(model, config)
+        # Where nothing has values, none are drawn: adapters of rank 256 take peft a minute.
+        return peft.get_peft_model(model, config, low_cpu_mem_usage=model.device.type == "meta")
     except ValueError as error:
         raise ModelError(
             f"peft refuses the adapters of {case.model_name}: {_line(error)}"
