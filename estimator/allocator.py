@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from dataclasses import dataclass
-from functools import lru_cache
 
 from estimator.units import MIB, round_up
 
@@ -57,7 +56,6 @@ def round_block(size_bytes: int) -> int:
     return max(MIN_BLOCK_BYTES, round_up(size_bytes, MIN_BLOCK_BYTES))
 
 
-@lru_cache(maxsize=1 << 16)
 def expected_block(size_bytes: int) -> int:
     """Return the block that a request most likely gets, without playing the allocator.
 
@@ -65,11 +63,11 @@ def expected_block(size_bytes: int) -> int:
     a rest of up to 1 MiB is not split off: it counts as allocated, and is found again by the next
     request of that size. Exact for the first of its size; later ones may be cut from larger blocks.
     """
-    block = round_up(size_bytes, MIN_BLOCK_BYTES)
+    block = -(-size_bytes // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES
     if block < MIN_LARGE_BYTES:
         return block
-    segment = round_up(block, ROUND_LARGE_BYTES)
-    return segment if segment - block <= SMALL_BYTES else block
+    rest = -block % ROUND_LARGE_BYTES
+    return block + rest if rest <= SMALL_BYTES else block
 
 
 def segment_size(block_bytes: int) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from estimator.allocator import expected_block
 from estimator.architecture.inventory import Held, held
+from estimator.architecture.stretches import distinct_layers
 from estimator.spec import Linear, ModelSpec, Moe
 
 Sides = Mapping[int, tuple[int, int]]
@@ -85,5 +86,5 @@ def _vectors(tensors: Sequence[int], sides: Sides) -> Iterator[int]:
 
 def _linears(spec: ModelSpec) -> Iterator[Linear]:
     yield spec.head
-    for layer in set(spec.layers):
+    for layer in distinct_layers(spec):
         yield from layer.linears

@@ -9,6 +9,7 @@ from estimator.architecture.context import PAGE, stack_of
 from estimator.architecture.inference import play_inference
 from estimator.architecture.inventory import inventory
 from estimator.architecture.parts import known_activation
+from estimator.architecture.stretches import distinct_layers
 from estimator.architecture.training import play_training
 from estimator.case import Case
 from estimator.config_source import ModelConfig, load_config
@@ -81,7 +82,7 @@ def _as_supported(case: Case, spec: ModelSpec) -> tuple[Case, tuple[str, ...]]:
             f"cache is {case.cache!r}, but generate of the stack {case.stack} hands keys and "
             "values on as tuples: use cache dynamic, or another stack"
         )
-    recurrent = any(isinstance(layer.attention.mixer, DeltaNet) for layer in set(spec.layers))
+    recurrent = any(isinstance(layer.attention.mixer, DeltaNet) for layer in distinct_layers(spec))
     if recurrent and case.sequence_length > LONGEST_DELTA_RULE:
         raise UnsupportedError(
             f"sequence_length is {case.sequence_length}, but the delta nets of {spec.name} are "
@@ -101,7 +102,7 @@ def _as_supported(case: Case, spec: ModelSpec) -> tuple[Case, tuple[str, ...]]:
 
 
 def _quantization_lines(case: Case, spec: ModelSpec) -> tuple[str, ...]:
-    linears = {linear for layer in set(spec.layers) for linear in layer.linears}
+    linears = (linear for layer in distinct_layers(spec) for linear in layer.linears)
     if case.quantization is None or not any(linear.own_class for linear in linears):
         return ()
     return (
@@ -149,7 +150,11 @@ def _dora_experts(case: Case, spec: ModelSpec) -> bool:
     if case.lora is None or not case.lora.use_dora:
         return False
     targets = case.lora.target_modules
-    return any(isinstance(layer.mlp, Moe) and layer.mlp.adapted(targets) for layer in spec.layers)
+    return any(mixture.adapted(targets) for mixture in _mixtures(spec))
+
+
+def _mixtures(spec: ModelSpec) -> list[Moe]:
+    return [layer.mlp for layer in distinct_layers(spec) if isinstance(layer.mlp, Moe)]
 
 
 def _refuse_dropout_on_experts(case: Case, spec: ModelSpec) -> None:
@@ -157,8 +162,7 @@ def _refuse_dropout_on_experts(case: Case, spec: ModelSpec) -> None:
     lora = case.lora
     if lora is None or not lora.lora_dropout:
         return
-    mixtures = (layer.mlp for layer in spec.layers if isinstance(layer.mlp, Moe))
-    if any(mixture.adapted(lora.target_modules) for mixture in mixtures):
+    if any(mixture.adapted(lora.target_modules) for mixture in _mixtures(spec)):
         raise CaseError(
             f"lora_dropout is {lora.lora_dropout}, but peft allows only 0 where adapters sit on "
             f"the stacked experts of {spec.name}: set it to 0, or name other target_modules",
@@ -169,8 +173,10 @@ def _refuse_dropout_on_experts(case: Case, spec: ModelSpec) -> None:
 def _refuse_adapters_on_routers(case: Case, spec: ModelSpec) -> None:
     """A router that returns several tensors fails inside peft's wrapper of a linear."""
     lora = case.lora
-    names = {layer.mlp.router_name for layer in spec.layers if isinstance(layer.mlp, Moe)} - {None}
-    if lora is None or not names:
+    if lora is None:
+        return
+    names = {mixture.router_name for mixture in _mixtures(spec)} - {None}
+    if not names:
         return
     if lora.target_modules == "all-linear" or names & set(lora.target_modules):
         raise CaseError(
@@ -184,7 +190,7 @@ def _norms_unknown(case: Case, spec: ModelSpec) -> bool:
     """Whether a stack casts norms to fp32 whose formula is not that of Llama's."""
     if case.quantization is None or not stack_of(case).fp32_norms_on_quantized:
         return False
-    norms = (spec.final_norm, *(layer.input_norm for layer in set(spec.layers)))
+    norms = (spec.final_norm, *(layer.input_norm for layer in distinct_layers(spec)))
     return any(norm is None or norm.kind != "rms" for norm in norms)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import accumulate
 
 from estimator.allocator import expected_block
@@ -28,12 +27,8 @@ class Storage:
         return self.component or ("activations" if self.saved else "temporaries")
 
 
-@dataclass(slots=True)
-class Event:
-    """An allocation (plus) or a free (minus) of a storage."""
-
-    storage: Storage
-    sign: int
+Event = tuple[Storage, int]
+"""An allocation (1) or a free (-1) of a storage."""
 
 
 def peak(events: list[Event]) -> tuple[int, int]:
@@ -41,7 +36,7 @@ def peak(events: list[Event]) -> tuple[int, int]:
 
     The sum starts at 0 before the first event; the peak is at least 0.
     """
-    sums = [0, *accumulate([e.sign * e.storage.allocated for e in events])]
+    sums = [0, *accumulate([sign * storage.allocated for storage, sign in events])]
     best = max(sums)
     return best, sums.index(best)
 
@@ -53,11 +48,10 @@ def totals(events: list[Event]) -> tuple[dict[str, int], int]:
     """
     # Most storages come and go: only the others are looked at.
     left: dict[Storage, int] = {}
-    for event in events:
-        storage = event.storage
-        if event.sign < 0 and left.pop(storage, 0):
+    for storage, sign in events:
+        if sign < 0 and left.pop(storage, 0):
             continue
-        left[storage] = event.sign
+        left[storage] = sign
     sizes: dict[str, int] = {}
     requested = 0
     for storage, sign in left.items():

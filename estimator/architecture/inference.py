@@ -5,6 +5,8 @@ Source: GenerationMixin._sample; `logits_to_keep` is 1.
 
 from __future__ import annotations
 
+from collections import Counter
+
 from estimator.architecture import layer as blocks
 from estimator.architecture.context import (
     WIDTHS,
@@ -19,7 +21,7 @@ from estimator.architecture.masks import attention_masks, distance_bytes
 from estimator.architecture.parts import cast
 from estimator.architecture.quantized_cache import RESIDUAL, Past
 from estimator.architecture.run import Pass, Run
-from estimator.architecture.stretches import layer_numbers, stretches
+from estimator.architecture.stretches import distinct_layers, layer_numbers, stretches
 from estimator.architecture.tape import Tape, Tensor
 from estimator.architecture.training import (
     block_input,
@@ -106,15 +108,16 @@ def _forward(run: Run, spec: ModelSpec, ctx: Context) -> None:
     shared += distance_bytes(spec, ctx)
     run.change("temporaries", shared)
     numbers = layer_numbers(spec)
-    passes: dict[int, Pass] = {}
+    passes: dict[int, tuple[Pass, Held]] = {}
     returned = Held()
     for stretch in stretches(numbers):
-        number, layer = numbers[stretch[0]], spec.layers[stretch[0]]
-        seen = layer_context(layer, ctx)
+        number = numbers[stretch[0]]
         if number not in passes:
-            passes[number] = _layer_pass(spec, layer, seen)
-        leaves = probabilities(spec, layer, seen)
-        run.play_layers(passes[number], len(stretch), returned, leaves)
+            layer = spec.layers[stretch[0]]
+            seen = layer_context(layer, ctx)
+            passes[number] = _layer_pass(spec, layer, seen), probabilities(spec, layer, seen)
+        played, leaves = passes[number]
+        run.play_layers(played, len(stretch), returned, leaves)
         returned = leaves
     x = block_input(spec.hidden_size, ctx, grad=False)
     normed = blocks.final_norm(tape, x, spec, ctx)
@@ -162,12 +165,10 @@ def _cache(spec: ModelSpec, case: Case, tokens: int) -> Held:
     """Return the bytes of the cache's tensors after `tokens` tokens."""
     total = Held()
     seen = inference_context(case, 1, tokens + 1, tokens)
-    numbers = layer_numbers(spec)
-    for stretch in stretches(numbers):
-        layer = spec.layers[stretch[0]]
-        width = WIDTHS[case.dtype]
+    width = WIDTHS[case.dtype]
+    for number, copies in Counter(layer_numbers(spec)).items():
+        layer = distinct_layers(spec)[number]
         now = layer_context(layer, seen)
-        copies = len(stretch)
         if layer.attention.mixer is not None:
             total += _states(layer.attention.mixer, case, copies)
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from estimator.architecture.context import Context, layer_keys
+from estimator.architecture.stretches import distinct_layers
 from estimator.spec import ModelSpec
 
 Masks = dict[int | None, int]
@@ -16,7 +17,7 @@ def attention_masks(spec: ModelSpec, ctx: Context) -> Masks:
     reached (transformers/masking_utils.py, `eager_mask` and `sdpa_mask`), or always by Falcon,
     whose distances make it one a head.
     """
-    windows = spec.masks or tuple({layer.attention.window for layer in spec.layers})
+    windows = spec.masks or {layer.attention.window for layer in distinct_layers(spec)}
     keys = {window: layer_keys(window, ctx) for window in windows}
     rows = ctx.batch * ctx.queries
     if spec.mask_style == "none":
@@ -43,7 +44,7 @@ def kept_masks(masks: Masks, spec: ModelSpec, ctx: Context) -> Masks:
     given = spec.mask_style == "by_head" and ctx.attention == "sdpa" and ctx.keys % 16 == 0
     if not (ctx.checkpointing or given or spec.mask_style == "boolean"):
         return {}
-    used = {layer.attention.window for layer in spec.layers}
+    used = {layer.attention.window for layer in distinct_layers(spec)}
     return {window: size for window, size in masks.items() if window in used}
 
 

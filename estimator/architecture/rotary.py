@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from estimator.architecture.context import Context
 from estimator.architecture.pair_rotary import ROTATIONS
 from estimator.architecture.parts import add, cast, scale
+from estimator.architecture.stretches import distinct_layers
 from estimator.architecture.tape import PASS, Tape, Tensor
 from estimator.spec import Attention, ModelSpec
 
@@ -47,7 +48,7 @@ def table_bytes(spec: ModelSpec, ctx: Context) -> int:
 def tables_saved(spec: ModelSpec) -> bool:
     """Whether layers save the shared tables for backward, and not repeated ones of their own."""
     attention = spec.layers[0].attention
-    turns = any(layer.attention.rotary for layer in spec.layers)
+    turns = any(layer.attention.rotary for layer in distinct_layers(spec))
     return turns and attention.rotary_style not in _REPEATED
 
 

@@ -23,6 +23,7 @@ class Pass:
     peak_event: int = 0
     peak_requested: int = 0
     net: dict[str, int] = field(default_factory=dict)
+    net_allocated: int = 0
     net_requested: int = 0
 
     @classmethod
@@ -30,8 +31,9 @@ class Pass:
         """Measure a stretch of a tape."""
         highest, where = peak(events)
         net, net_requested = totals(events)
-        at_peak = sum([e.sign * e.storage.requested for e in events[:where]])
-        return cls(events, label, highest, where, at_peak, net, net_requested)
+        at_peak = sum([sign * storage.requested for storage, sign in events[:where]])
+        net_allocated = sum(net.values())
+        return cls(events, label, highest, where, at_peak, net, net_allocated, net_requested)
 
 
 @dataclass(slots=True)
@@ -63,12 +65,9 @@ class Run:
     highest: Instant = field(default_factory=Instant)
     highest_requested: int = 0
     phases: dict[str, list[int]] = field(default_factory=dict)
+    total: int = 0
+    """Bytes alive now: the ledger's sum."""
     _phase: str = "load"
-
-    @property
-    def total(self) -> int:
-        """Bytes alive now."""
-        return sum(self.ledger.values())
 
     def begin(self, phase: str) -> None:
         """Later changes belong to a phase."""
@@ -79,6 +78,7 @@ class Run:
     def change(self, component: str, allocated: int, requested: int | None = None) -> None:
         """Something appears (or with a minus goes) and stays."""
         self.ledger[component] = self.ledger.get(component, 0) + allocated
+        self.total += allocated
         self.requested += allocated if requested is None else requested
         self._note(self.total)
         self._compare(self.total, self.requested, self._phase, None)
@@ -101,6 +101,11 @@ class Run:
         self.exchange("temporaries", before, after)
         if times > 1:
             self.play(item, times - 1)
+
+    def correct(self, component: str, allocated: int) -> None:
+        """So many bytes are what a component has, whatever the passes before summed up to."""
+        self.total += allocated - self.ledger.get(component, 0)
+        self.ledger[component] = allocated
 
     def rename(self, old: str, new: str, allocated: int) -> None:
         """So many bytes turn out to be something else."""
@@ -127,15 +132,18 @@ class Run:
     def _leave(self, item: Pass, times: int) -> None:
         for name, size in item.net.items():
             self.ledger[name] = self.ledger.get(name, 0) + times * size
+        self.total += times * item.net_allocated
         self.requested += times * item.net_requested
 
     def spike(self, component: str, allocated: int, requested: int, label: str) -> None:
         """Something is alive for a moment."""
         self.ledger[component] = self.ledger.get(component, 0) + allocated
+        self.total += allocated
         self.requested += requested
         self._note(self.total)
         self._compare(self.total, self.requested, label, None)
         self.ledger[component] -= allocated
+        self.total -= allocated
         self.requested -= requested
 
     def finish(self) -> tuple[Phase, ...]:
@@ -143,12 +151,14 @@ class Run:
         return tuple(Phase(name, peak, end) for name, (peak, end) in self.phases.items())
 
     def _note(self, total: int) -> None:
-        known = self.phases.setdefault(self._phase, [0, 0])
-        known[0] = max(known[0], total)
+        known = self.phases[self._phase]
+        if total > known[0]:
+            known[0] = total
         known[1] = self.total
 
     def _compare(self, allocated: int, requested: int, label: str, item: Pass | None) -> None:
-        self.highest_requested = max(self.highest_requested, requested)
+        if requested > self.highest_requested:
+            self.highest_requested = requested
         if allocated > self.highest.allocated:
             self.highest = Instant(
                 allocated, requested, self._phase, label, dict(self.ledger), item

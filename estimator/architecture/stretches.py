@@ -11,8 +11,14 @@ from estimator.spec import Layer, ModelSpec
 @lru_cache(maxsize=64)
 def layer_numbers(spec: ModelSpec) -> tuple[int, ...]:
     """Return a number for each layer, the same for equal ones."""
-    numbers: dict[Layer, int] = {}
-    return tuple(numbers.setdefault(layer, len(numbers)) for layer in spec.layers)
+    numbers = {layer: number for number, layer in enumerate(distinct_layers(spec))}
+    return tuple(numbers[layer] for layer in spec.layers)
+
+
+@lru_cache(maxsize=64)
+def distinct_layers(spec: ModelSpec) -> tuple[Layer, ...]:
+    """Return one layer of each kind, by their numbers."""
+    return tuple(dict.fromkeys(spec.layers))
 
 
 def stretches(items: Sequence[Hashable], starts: Collection[int] = ()) -> Iterator[range]:

@@ -81,8 +81,6 @@ class Tape:
     nodes: list[Node] = field(default_factory=list)
     saving_nodes: int = 0
     first_unpack: int = 0
-    _alive: dict[Storage, None] = field(default_factory=dict)
-    """What is alive, in order; known only where the pass may stop early."""
     _stopped: bool = False
     _pinned: list[Storage] = field(default_factory=list)
     _cached: list[Tensor] = field(default_factory=list)
@@ -102,8 +100,12 @@ class Tape:
     def drop(self, *tensors: Tensor | None) -> None:
         """Let go of references; a storage without any is freed."""
         for tensor in tensors:
-            if tensor is not None and tensor.storage is not None:
-                self._release(tensor.storage)
+            if tensor is not None:
+                storage = tensor.storage
+                if storage is not None:
+                    storage.refs -= 1
+                    if storage.refs == 0 and not storage.dead:
+                        self._free(storage)
 
     def op(
         self,
@@ -150,32 +152,32 @@ class Tape:
         stopping = saving and self.stop_after == self.saving_nodes
         if stopping and not (saves_out or aux):
             self._stop(saves)
-        extra = [self._allocate(size, None) for size in scratch] if scratch else ()
+        extra = [self._allocate(size) for size in scratch] if scratch else ()
         if into is None:
             storage: Storage | None = self._allocate(count * width, component)
         else:
             storage = self.alias(into).storage
         out = Tensor(count, width, needs, storage)
-        extra_outputs = [self._allocate(size, None) for size in aux] if aux else []
+        extra_outputs = [self._allocate(size) for size in aux] if aux else ()
         for scratch_storage in extra:
             self._release(scratch_storage)
-        kept: list[Storage] = []
-        if saving and not self.discard:
-            kept = [t.storage for t in saves if t.storage is not None]
-            if saves_out and out.storage is not None:
-                kept.append(out.storage)
-            kept += extra_outputs
-            for storage in kept:
-                storage.refs += 1
-                storage.held += 1
-                storage.saved = True
-        for storage in extra_outputs:
-            self._release(storage)
         if needs:
+            kept: list[Storage] = []
+            if saving and not self.discard:
+                kept = [t.storage for t in saves if t.storage is not None]
+                if saves_out and storage is not None:
+                    kept.append(storage)
+                kept += extra_outputs
+                for saved in kept:
+                    saved.refs += 1
+                    saved.held += 1
+                    saved.saved = True
             kinds = grads if grads is not None else (NEW,) * len(inputs)
             self.nodes.append(Node(out, inputs, kinds, kept, temporaries, viewed, saving))
             if pins and self.stop_after is None:
                 self.pin(*pins)
+        for extra_storage in extra_outputs:
+            self._release(extra_storage)
         if stopping and (saves_out or aux):
             self._stop(())
         return out
@@ -229,11 +231,9 @@ class Tape:
         }
         buffers[id(out)] = (grad, False)
         for node in reversed(self.nodes):
-            first = buffers.pop(id(node.out), None)
-            known = [] if first is None else [first]
+            known = [entry] if (entry := buffers.pop(id(node.out), None)) else []
             for other in node.others:
-                entry = buffers.pop(id(other), None)
-                if entry is not None:
+                if entry := buffers.pop(id(other), None):
                     known.append(entry)
             if not known:
                 self._forget(node)
@@ -241,7 +241,7 @@ class Tape:
             if node.saving and not unpacked:
                 unpacked, self.first_unpack = True, len(self.events)
             incoming, viewed = known[0]
-            held = [self._allocate(size, None) for size in node.temporaries] or ()
+            held = [self._allocate(size) for size in node.temporaries] if node.temporaries else ()
             made: list[tuple[Tensor, Storage, bool]] = []
             for tensor, kind in zip(node.inputs, node.grads, strict=True):
                 if not tensor.grad:
@@ -250,7 +250,7 @@ class Tape:
                     incoming.refs += 1
                     made.append((tensor, incoming, viewed))
                 else:
-                    size = tensor.size if kind == NEW else kind
+                    size = tensor.count * tensor.width if kind == NEW else kind
                     name = "logits" if _is_logits(tensor) else None
                     made.append((tensor, self._allocate(size, name), node.viewed))
             for storage in held:
@@ -261,8 +261,10 @@ class Tape:
             for tensor, storage, viewed in made:
                 if tensor.parameter:
                     self.keep_gradient(storage)
+                elif id(tensor) in buffers:
+                    self._sum(buffers, tensor, storage)
                 else:
-                    self._sum(buffers, tensor, storage, viewed)
+                    buffers[id(tensor)] = (storage, viewed)
         self.nodes.clear()
         return {key: storage for key, (storage, _) in buffers.items()}
 
@@ -305,14 +307,12 @@ class Tape:
         events, self.events = self.events, []
         return events
 
-    def _allocate(self, size: int, component: str | None) -> Storage:
+    def _allocate(self, size: int, component: str | None = None) -> Storage:
         storage = Storage(size, component)
         if self._stopped:
             storage.dead = True
-            return storage
-        if self.stop_after is not None:
-            self._alive[storage] = None
-        self.events.append(Event(storage, 1))
+        else:
+            self.events.append((storage, 1))
         return storage
 
     def _release(self, storage: Storage) -> None:
@@ -322,14 +322,14 @@ class Tape:
 
     def _free(self, storage: Storage) -> None:
         storage.dead = True
-        if self._alive:
-            self._alive.pop(storage, None)
-        self.events.append(Event(storage, -1))
+        self.events.append((storage, -1))
 
     def _forget(self, node: Node) -> None:
         for storage in node.saved:
             storage.held -= 1
-            self._release(storage)
+            storage.refs -= 1
+            if storage.refs == 0 and not storage.dead:
+                self._free(storage)
         node.saved = []
 
     def keep_gradient(self, storage: Storage) -> None:
@@ -340,30 +340,23 @@ class Tape:
             storage.component = "gradients"
 
     def _sum(
-        self,
-        buffers: dict[int, tuple[Storage, bool]],
-        tensor: Tensor,
-        storage: Storage,
-        viewed: bool,
+        self, buffers: dict[int, tuple[Storage, bool]], tensor: Tensor, storage: Storage
     ) -> None:
-        known = buffers.get(id(tensor))
-        if known is None:
-            buffers[id(tensor)] = (storage, viewed)
-            return
-        old, old_viewed = known
+        """Add a gradient to the one that is there: in place, if nobody else reads that."""
+        old, old_viewed = buffers[id(tensor)]
         if old.refs == 1 and not old_viewed:
             self._release(storage)
             return
-        total = self._allocate(tensor.size, None)
+        total = self._allocate(tensor.size)
         self._release(old)
         self._release(storage)
         buffers[id(tensor)] = (total, False)
 
     def _stop(self, saved_last: tuple[Tensor, ...]) -> None:
         """End the second pass: everything that only Python holds is freed."""
-        last = {id(tensor.storage) for tensor in saved_last}
-        for storage in list(self._alive):
-            if storage.held == 0 and id(storage) not in last:
+        last = {tensor.storage for tensor in saved_last}
+        for storage, _ in list(self.events):
+            if not storage.dead and storage.held == 0 and storage not in last:
                 self._free(storage)
         self._stopped = True
 

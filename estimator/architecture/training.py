@@ -19,7 +19,7 @@ from estimator.architecture.masks import attention_masks, distance_bytes, kept_m
 from estimator.architecture.optimizer import optimizer_memory
 from estimator.architecture.rotary import table_bytes, tables_saved
 from estimator.architecture.run import Pass, Run
-from estimator.architecture.stretches import layer_numbers, stretches
+from estimator.architecture.stretches import distinct_layers, layer_numbers, stretches
 from estimator.architecture.tape import Tape, Tensor
 from estimator.case import Case
 from estimator.gpus import workspace_bytes
@@ -67,7 +67,7 @@ def play_training(case: Case, spec: ModelSpec, items: Inventory) -> Run:
     _forward_and_backward(run, spec, ctx, accumulates, case.keep_logits)
     run.begin("optimizer_step")
     # What backward left besides gradients is gone; the sum of the gradients is exact.
-    run.ledger["gradients"] = gradients.allocated_bytes
+    run.correct("gradients", gradients.allocated_bytes)
     temporary = optimizer.temporary
     run.spike("temporaries", temporary.allocated_bytes, temporary.requested_bytes, optimizer.why)
     run.change("gradients", -gradients.allocated_bytes, -gradients.requested_bytes)
@@ -245,12 +245,12 @@ def _layer_passes(spec: ModelSpec, ctx: Context, in_grad: bool, accumulates: boo
     """Play each kind of layer once; the first layers may see an input without gradient."""
     kinds = _Kinds({}, [], older.cached_projection(spec, ctx))
     grad, width = in_grad, ctx.outer_width
-    for layer, number in zip(spec.layers, layer_numbers(spec), strict=True):
+    for number in layer_numbers(spec):
         key = (number, grad, width)
         if key not in kinds.passes:
-            played = _play_layer(spec.hidden_size, layer, ctx, grad, width, accumulates)
+            played = _play_layer(spec, number, ctx, grad, width, accumulates)
             if kinds.cached is not None:
-                events = [*played.forward.events, Event(kinds.cached, 1)]
+                events = [*played.forward.events, (kinds.cached, 1)]
                 played = replace(played, forward=Pass.of(events, played.forward.label))
             kinds.passes[key] = played
         kinds.order.append(key)
@@ -260,11 +260,12 @@ def _layer_passes(spec: ModelSpec, ctx: Context, in_grad: bool, accumulates: boo
 
 @lru_cache(maxsize=128)
 def _play_layer(
-    hidden_size: int, layer: Layer, ctx: Context, in_grad: bool, in_width: int, accumulates: bool
+    spec: ModelSpec, number: int, ctx: Context, in_grad: bool, in_width: int, accumulates: bool
 ) -> LayerPasses:
+    layer = distinct_layers(spec)[number]
     reentrant = ctx.checkpointing and ctx.stack.reentrant_checkpointing
     tape = Tape(recording=not reentrant, discard=ctx.checkpointing, accumulate=accumulates)
-    x = block_input(hidden_size, ctx, in_grad, in_width)
+    x = block_input(spec.hidden_size, ctx, in_grad, in_width)
     out = blocks.decoder_layer(tape, x, layer, ctx)
     assert x.storage is not None
     assert out.storage is not None
