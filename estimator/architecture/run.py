@@ -29,6 +29,8 @@ class Pass:
     @classmethod
     def of(cls, events: list[Event], label: str) -> Pass:
         """Measure a stretch of a tape."""
+        if not events:
+            return cls(events, label)
         highest, where = peak(events)
         net, net_requested = totals(events)
         at_peak = sum([sign * storage.requested for storage, sign in events[:where]])

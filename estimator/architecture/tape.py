@@ -43,19 +43,19 @@ class Tensor:
         return self.count * self.width
 
 
-@dataclass(slots=True)
-class Node:
-    """An operation as autograd remembers it."""
+Node = tuple[
+    tuple[Tensor, ...],
+    tuple[Tensor, ...],
+    tuple[int, ...],
+    list[Storage],
+    tuple[int, ...],
+    bool,
+    bool,
+]
+"""An operation as autograd remembers it: its outputs, its inputs, a gradient's kind for each, what
+is saved, temporaries, and whether gradients are views and whether it saves at all (see `Tape.op`).
 
-    out: Tensor
-    inputs: tuple[Tensor, ...]
-    grads: tuple[int, ...]
-    saved: list[Storage]
-    temporaries: tuple[int, ...]
-    viewed: bool
-    saving: bool
-    others: tuple[Tensor, ...] = ()
-    """Further outputs, of an operation that has several."""
+A plain tuple, because a layer makes hundreds."""
 
 
 @dataclass(slots=True)
@@ -67,7 +67,7 @@ class Tape:
 
     Args:
         recording: whether autograd records (training, outside of checkpointing's first pass).
-        discard: record nodes but keep nothing for backward: checkpointing's first pass.
+        discard: count what saves, but keep nothing for backward: checkpointing's first pass.
         accumulate: parameters have gradients already, so that new ones are added and freed.
         stop_after: checkpointing's early stop: the number of saving nodes after which its second
             pass ends, before the operation runs (torch/utils/checkpoint.py, `early_stop`).
@@ -140,18 +140,18 @@ class Tape:
             component: what the output is, where it is neither activation nor temporary.
             into: the tensor whose storage the output takes, of an operation in place.
         """
-        needs = False
+        needs = saving = stopping = False
         if self.recording:
             for tensor in inputs:
                 if tensor.grad:
                     needs = True
                     break
-        saving = needs and bool(saves or saves_out or aux)
-        if saving:
-            self.saving_nodes += 1
-        stopping = saving and self.stop_after == self.saving_nodes
-        if stopping and not (saves_out or aux):
-            self._stop(saves)
+            if needs and (saves or saves_out or aux):
+                saving = True
+                self.saving_nodes += 1
+                stopping = self.stop_after == self.saving_nodes
+                if stopping and not (saves_out or aux):
+                    self._stop(saves)
         extra = [self._allocate(size) for size in scratch] if scratch else ()
         if into is None:
             storage: Storage | None = self._allocate(count * width, component)
@@ -162,18 +162,19 @@ class Tape:
         for scratch_storage in extra:
             self._release(scratch_storage)
         if needs:
-            kept: list[Storage] = []
-            if saving and not self.discard:
-                kept = [t.storage for t in saves if t.storage is not None]
-                if saves_out and storage is not None:
-                    kept.append(storage)
-                kept += extra_outputs
-                for saved in kept:
-                    saved.refs += 1
-                    saved.held += 1
-                    saved.saved = True
-            kinds = grads if grads is not None else (NEW,) * len(inputs)
-            self.nodes.append(Node(out, inputs, kinds, kept, temporaries, viewed, saving))
+            if not self.discard:
+                kept: list[Storage] = []
+                if saving:
+                    kept = [t.storage for t in saves if t.storage is not None]
+                    if saves_out and storage is not None:
+                        kept.append(storage)
+                    kept += extra_outputs
+                    for saved in kept:
+                        saved.refs += 1
+                        saved.held += 1
+                        saved.saved = True
+                kinds = grads if grads is not None else (NEW,) * len(inputs)
+                self.nodes.append(((out,), inputs, kinds, kept, temporaries, viewed, saving))
             if pins and self.stop_after is None:
                 self.pin(*pins)
         for extra_storage in extra_outputs:
@@ -196,7 +197,7 @@ class Tape:
         needs = self.recording and (x.grad or other.grad)
         out = Tensor(x.count, x.width, needs, x.storage)
         if needs:
-            self.nodes.append(Node(out, (x, other), (PASS, PASS), [], (), False, False))
+            self.nodes.append(((out,), (x, other), (PASS, PASS), [], (), False, False))
         return out
 
     def split(self, x: Tensor, counts: tuple[int, ...], grad: int) -> tuple[Tensor, ...]:
@@ -204,7 +205,7 @@ class Tape:
         needs = self.recording and x.grad
         outs = tuple(Tensor(count, x.width, needs, self.alias(x).storage) for count in counts)
         if needs:
-            self.nodes.append(Node(outs[0], (x,), (grad,), [], (), False, False, others=outs[1:]))
+            self.nodes.append((outs, (x,), (grad,), [], (), False, False))
         return outs
 
     def backward(
@@ -230,20 +231,17 @@ class Tape:
             key: (storage, reached_views) for key, storage in (reached or {}).items()
         }
         buffers[id(out)] = (grad, False)
-        for node in reversed(self.nodes):
-            known = [entry] if (entry := buffers.pop(id(node.out), None)) else []
-            for other in node.others:
-                if entry := buffers.pop(id(other), None):
-                    known.append(entry)
+        for outs, inputs, kinds, saved, temporaries, new_viewed, saving in reversed(self.nodes):
+            known = [buffers.pop(key) for out in outs if (key := id(out)) in buffers]
             if not known:
-                self._forget(node)
+                self._forget(saved)
                 continue
-            if node.saving and not unpacked:
+            if saving and not unpacked:
                 unpacked, self.first_unpack = True, len(self.events)
             incoming, viewed = known[0]
-            held = [self._allocate(size) for size in node.temporaries] if node.temporaries else ()
+            held = [self._allocate(size) for size in temporaries]
             made: list[tuple[Tensor, Storage, bool]] = []
-            for tensor, kind in zip(node.inputs, node.grads, strict=True):
+            for tensor, kind in zip(inputs, kinds, strict=True):
                 if not tensor.grad:
                     continue
                 if kind == PASS:
@@ -252,12 +250,12 @@ class Tape:
                 else:
                     size = tensor.count * tensor.width if kind == NEW else kind
                     name = "logits" if _is_logits(tensor) else None
-                    made.append((tensor, self._allocate(size, name), node.viewed))
+                    made.append((tensor, self._allocate(size, name), new_viewed))
             for storage in held:
                 self._release(storage)
             for storage, _ in known:
                 self._release(storage)
-            self._forget(node)
+            self._forget(saved)
             for tensor, storage, viewed in made:
                 if tensor.parameter:
                     self.keep_gradient(storage)
@@ -270,8 +268,8 @@ class Tape:
 
     def abandon(self, first: int, last: int) -> None:
         """No gradient will come through nodes `first` to `last`: what they keep is let go."""
-        for node in self.nodes[first:last]:
-            self._forget(node)
+        for _, _, _, saved, *_ in self.nodes[first:last]:
+            self._forget(saved)
         del self.nodes[first:last]
 
     def cache(self, tensor: Tensor) -> None:
@@ -324,13 +322,14 @@ class Tape:
         storage.dead = True
         self.events.append((storage, -1))
 
-    def _forget(self, node: Node) -> None:
-        for storage in node.saved:
+    def _forget(self, saved: list[Storage]) -> None:
+        """A node lets go of what it saved."""
+        for storage in saved:
             storage.held -= 1
             storage.refs -= 1
             if storage.refs == 0 and not storage.dead:
                 self._free(storage)
-        node.saved = []
+        saved.clear()
 
     def keep_gradient(self, storage: Storage) -> None:
         """A parameter's gradient is complete: it stays, or is added to the one that is there."""

@@ -142,9 +142,7 @@ def _forward_and_backward(
     if kinds.cached is not None:
         layers = len(kinds.order)
         run.change("kv_cache", -layers * kinds.cached.allocated, -layers * kinds.cached.requested)
-    for key in kinds.order:
-        if kinds.passes[key].release.events:
-            run.play(kinds.passes[key].release)
+    _play_each(run, [kinds.passes[key].release for key in kinds.order])
     run.play(Pass.of(converted, "the outputs in fp32"))
     run.begin("backward")
     head_table = _tied_table(head, spec)
@@ -167,9 +165,7 @@ def _forward_and_backward(
         if gradient is not None:
             embedding.keep_gradient(gradient)
         run.play(Pass.of(embedding.take_events(), "backward of the embeddings"))
-    for key in kinds.order:
-        if kinds.passes[key].unpin.events:
-            run.play(kinds.passes[key].unpin)
+    _play_each(run, [kinds.passes[key].unpin for key in kinds.order])
     # Adapters with checkpointing make the embeddings' output a leaf, with a gradient of its own.
     embedding.free(*leaf_gradients.values())
     embedding.release_pins()
@@ -178,6 +174,13 @@ def _forward_and_backward(
         width = 4 if ctx.amp else scores.width
         kept_scores = Storage(scores.count * width, "logits")
         run.change("logits", -kept_scores.allocated, -kept_scores.requested)
+
+
+def _play_each(run: Run, passes: list[Pass]) -> None:
+    """What is let go of layer by layer."""
+    for item in passes:
+        if item.events:
+            run.play(item)
 
 
 def _outputs(
@@ -226,8 +229,8 @@ def _tied_table(tape: Tape, spec: ModelSpec) -> Tensor | None:
     """
     if not spec.tied:
         return None
-    for node in tape.nodes:
-        for tensor in node.inputs:
+    for _, inputs, *_ in tape.nodes:
+        for tensor in inputs:
             if tensor.parameter and tensor.count == spec.head.weight_count:
                 tensor.parameter = False
                 return tensor
@@ -245,7 +248,12 @@ def _layer_passes(spec: ModelSpec, ctx: Context, in_grad: bool, accumulates: boo
     """Play each kind of layer once; the first layers may see an input without gradient."""
     kinds = _Kinds({}, [], older.cached_projection(spec, ctx))
     grad, width = in_grad, ctx.outer_width
+    key: tuple[int, bool, int] | None = None
     for number in layer_numbers(spec):
+        if key == (number, grad, width):
+            # As the one before, whose output is like its input.
+            kinds.order.append(key)
+            continue
         key = (number, grad, width)
         if key not in kinds.passes:
             played = _play_layer(spec, number, ctx, grad, width, accumulates)
