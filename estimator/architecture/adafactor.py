@@ -23,7 +23,7 @@ def base_sides(spec: ModelSpec) -> Sides:
     sides[spec.position_rows * spec.hidden_size] = (spec.position_rows, spec.hidden_size)
     for linear in _linears(spec):
         sides[linear.weight_count] = (linear.outputs, linear.inputs)
-    for mlp in {layer.mlp for layer in spec.layers}:
+    for mlp in {layer.mlp for layer in distinct_layers(spec)}:
         if isinstance(mlp, Moe):
             E = mlp.experts
             sides[mlp.stacked("router")] = (E, mlp.hidden)
@@ -38,7 +38,7 @@ def adapter_sides(spec: ModelSpec, r: int) -> Sides:
     for linear in _linears(spec):
         sides[r * linear.inputs] = (r, linear.inputs)
         sides[r * linear.outputs] = (linear.outputs, r)
-    for mlp in {layer.mlp for layer in spec.layers}:
+    for mlp in {layer.mlp for layer in distinct_layers(spec)}:
         if isinstance(mlp, Moe):
             for name in ("router", "gate_up", "down"):
                 rank = r if name == "router" else mlp.experts * r * (1 + (name == "gate_up"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from estimator.architecture.inventory import inventory
+from estimator.architecture.stretches import distinct_layers
 from estimator.case import Lora
 from estimator.errors import CaseError, UnsupportedError, show_value
 from estimator.spec import ModelSpec, Moe
@@ -75,7 +76,7 @@ def targets_passed_over(spec: ModelSpec, lora: Lora) -> tuple[str, ...]:
                 f"the architecture formulas know no adapter on {show_value(name)} of {spec.name}: "
                 f"name target_modules among {', '.join(sorted(known))}, or use gpumem trace"
             )
-    mixtures = {layer.mlp for layer in spec.layers if isinstance(layer.mlp, Moe)}
+    mixtures = {layer.mlp for layer in distinct_layers(spec) if isinstance(layer.mlp, Moe)}
     for mixture in mixtures:
         _refuse_half(spec, mixture, targets)
     if not inventory(spec, lora).adapters:
@@ -88,7 +89,7 @@ def targets_passed_over(spec: ModelSpec, lora: Lora) -> tuple[str, ...]:
 
 
 def _known(spec: ModelSpec) -> set[str]:
-    layers = set(spec.layers)
+    layers = distinct_layers(spec)
     names = {linear.name for layer in layers for linear in layer.linears}
     names |= {linear.name for linear in spec.outer_linears}
     for layer in layers:

@@ -198,7 +198,7 @@ def _scan(
     chunk = heads * CHUNK
     fresh: Tensor | None = None
     between: Tensor | None = None
-    for _ in range(steps):
+    for _ in tape.rounds(steps):
         k_rows = tape.view(keys, chunk * spec.key_dim, keys.size)
         known = _matmul(tape, k_rows, state, chunk * spec.value_dim)
         u_rows = tape.view(updates, chunk * spec.value_dim, updates.size)

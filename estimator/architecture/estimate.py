@@ -17,11 +17,7 @@ from estimator.errors import CaseError, UnsupportedError
 from estimator.families import parse_spec
 from estimator.gpus import workspace_bytes
 from estimator.report import NO_INTERVAL, NOT_ESTIMATED, MemoryReport, Parameters, Peak
-from estimator.spec import DeltaNet, ModelSpec, Moe
-
-LONGEST_DELTA_RULE = 2**18
-"""Tokens of the longest sequence whose chunks are played one by one: what Qwen3-Next and Qwen 3.5
-were made for; each 64 tokens cost some dozens of operations."""
+from estimator.spec import ModelSpec, Moe
 
 
 def estimate_architecture(case: Case) -> MemoryReport:
@@ -81,12 +77,6 @@ def _as_supported(case: Case, spec: ModelSpec) -> tuple[Case, tuple[str, ...]]:
         raise UnsupportedError(
             f"cache is {case.cache!r}, but generate of the stack {case.stack} hands keys and "
             "values on as tuples: use cache dynamic, or another stack"
-        )
-    recurrent = any(isinstance(layer.attention.mixer, DeltaNet) for layer in distinct_layers(spec))
-    if recurrent and case.sequence_length > LONGEST_DELTA_RULE:
-        raise UnsupportedError(
-            f"sequence_length is {case.sequence_length}, but the delta nets of {spec.name} are "
-            f"played chunk by chunk, up to {LONGEST_DELTA_RULE} tokens: use a shorter one"
         )
     if case.attention in spec.attentions:
         return case, _quantization_lines(case, spec)

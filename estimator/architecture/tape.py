@@ -9,6 +9,7 @@ Source: torch/csrc/autograd/engine.cpp and input_buffer.cpp.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from estimator.architecture.events import Event, Storage
@@ -18,6 +19,11 @@ NEW = -1
 
 PASS = -2
 """A gradient that is the incoming one itself."""
+
+
+ROUNDS_AT_ENDS = 4
+"""Rounds of a long loop that are played at its beginning and at its end. Later than in the second
+round, and in the third of backward, no round differs from the one before."""
 
 
 class Tensor:
@@ -265,6 +271,27 @@ class Tape:
                     buffers[id(tensor)] = (storage, viewed)
         self.nodes.clear()
         return {key: storage for key, (storage, _) in buffers.items()}
+
+    def rounds(self, count: int) -> Iterator[int]:
+        """Yield the rounds of a loop that are to be played, out of `count` equal ones.
+
+        Of a long loop some at both ends are played one by one; one between them stands for all the
+        others: what it leaves for backward is counted so many times. What rounds keep or let go of
+        adds up evenly, so that the highest instant is at either end.
+        """
+        between = count - 2 * ROUNDS_AT_ENDS
+        if between <= 1:
+            yield from range(count)
+            return
+        yield from range(ROUNDS_AT_ENDS)
+        first = len(self.events)
+        yield ROUNDS_AT_ENDS
+        last = len(self.events)
+        yield from range(count - ROUNDS_AT_ENDS, count)
+        for storage, _ in self.events[first:last]:
+            if storage.held and not storage.dead:
+                storage.requested *= between
+                storage.allocated *= between
 
     def abandon(self, first: int, last: int) -> None:
         """No gradient will come through nodes `first` to `last`: what they keep is let go."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from estimator.architecture.events import Storage, peak, totals
-from estimator.architecture.tape import PASS, Tape, Tensor
+from estimator.architecture.tape import PASS, ROUNDS_AT_ENDS, Tape, Tensor
 
 KB = 1024
 
@@ -237,3 +239,38 @@ def test_a_chain_of_operations_ends_as_it_began(sizes: list[int], held: list[boo
     for storage, sign in tape.events:
         running += sign * storage.allocated
         assert running + grad.allocated >= 0
+
+
+@given(
+    count=st.integers(1, 60),
+    keeps=st.booleans(),
+    shares=st.booleans(),
+    temporaries=st.lists(st.integers(1, 9000), max_size=2).map(tuple),
+    sizes=st.tuples(st.integers(1, 3000), st.integers(1, 3000)),
+)
+def test_a_long_loop_is_as_if_every_round_were_played(
+    count: int, keeps: bool, shares: bool, temporaries: tuple[int, ...], sizes: tuple[int, int]
+) -> None:
+    """A recurrence that reads slices of one tensor, and keeps what backward needs of each round."""
+
+    def loop(every: bool) -> list[Any]:
+        tape = Tape()
+        whole, state = made(tape), tape.new(sizes[0], 4, grad=True)
+        whole.count *= count
+        for _ in range(count) if every else tape.rounds(count):
+            part = tape.view(whole, sizes[1], whole.size if shares else PASS)
+            saves = (state, part) if keeps else ()
+            moved = tape.op(sizes[0], 4, (state, part), saves, temporaries=temporaries)
+            tape.drop(state, part)
+            state = moved
+        forward = tape.take_events()
+        tape.drop(state)
+        tape.backward(state, Storage(state.size, None))
+        return [(peak(events)[0], totals(events)) for events in (forward, tape.take_events())]
+
+    assert loop(every=False) == loop(every=True)
+
+
+def test_of_a_long_loop_few_rounds_are_played() -> None:
+    assert list(Tape().rounds(3)) == [0, 1, 2]
+    assert len(list(Tape().rounds(10**6))) == 2 * ROUNDS_AT_ENDS + 1
