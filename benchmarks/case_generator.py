@@ -150,7 +150,8 @@ def _quantization(rng: random.Random, training: bool, dora: bool) -> dict[str, A
 
 
 def _lora(rng: random.Random, spec: ModelSpec) -> dict[str, Any]:
-    names = sorted({linear.name for layer in spec.layers for linear in layer.linears})
+    linears = [linear for layer in spec.layers for linear in layer.linears]
+    names = sorted({linear.name for linear in linears if linear.adaptable})
     drawn = rng.sample(names, rng.randint(1, len(names)))
     mixtures = [layer.mlp for layer in spec.layers if isinstance(layer.mlp, Moe)]
     some = sorted({*drawn, *_other_halves(drawn, mixtures)})
