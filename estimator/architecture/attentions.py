@@ -9,6 +9,7 @@ from estimator.architecture import (
     delta_net,
     fp32_scores,
     gated_attention,
+    gemma4,
     latent,
     llama4,
     short_conv,
@@ -33,6 +34,7 @@ _RECIPES: dict[str, Callable[[Tape, Tensor, Attention, Context], tuple[Tensor, T
     "short_conv": short_conv.attention,
     "latent": latent.attention,
     "llama4": llama4.attention,
+    "gemma4": gemma4.attention,
 }
 
 

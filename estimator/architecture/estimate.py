@@ -73,6 +73,12 @@ def _as_supported(case: Case, spec: ModelSpec) -> tuple[Case, tuple[str, ...]]:
             f"the architecture formulas do not know cache {case.cache!r} of {spec.model_type}: "
             f"use cache {' or '.join(spec.caches)}"
         )
+    slides = any(layer.attention.window is not None for layer in set(spec.layers))
+    if not case.training and case.cache == "quantized" and slides:
+        raise UnsupportedError(
+            f"cache is 'quantized', but transformers has it for full attention only, and "
+            f"{spec.name} has sliding layers: use cache dynamic or static"
+        )
     if not case.training and case.cache != "dynamic" and stack_of(case).tuple_cache:
         raise UnsupportedError(
             f"cache is {case.cache!r}, but generate of the stack {case.stack} hands keys and "

@@ -34,8 +34,8 @@ def _grouped(tape: Tape, x: Tensor, scores: Tensor, spec: Moe, ctx: Context) -> 
     pairs = ctx.tokens * spec.active
     by_expert, order = tape.new(pairs, 8), tape.new(pairs, 8)
     tokens = tape.new(pairs, 8)
-    selected = _gather(tape, x, pairs * spec.hidden, tokens)
-    own_scores = _gather(tape, scores, pairs, order)
+    selected = gather(tape, x, pairs * spec.hidden, tokens)
+    own_scores = gather(tape, scores, pairs, order)
     counts = [tape.new(pairs, 4), tape.new(spec.experts, 4), tape.new(spec.experts, 4)]
     mask = tape.new(pairs, 1)
     # Rows without an expert are set to zero in place.
@@ -57,7 +57,7 @@ def _grouped(tape: Tape, x: Tensor, scores: Tensor, spec: Moe, ctx: Context) -> 
     back = tape.new(pairs, 8)
     numbers = tape.new(pairs, 8)
     tape.drop(numbers)
-    restored = _gather(tape, weighted, weighted.count, back)
+    restored = gather(tape, weighted, weighted.count, back)
     tape.drop(weighted)
     result = _summed(tape, restored, x, ctx, spec)
     tape.drop(by_expert, order, filled, own_scores, *counts, mask, first, second, out, back)
@@ -98,11 +98,11 @@ def _biases(
     if not spec.biased:
         return None
     bias = parameter(spec.experts * features, ctx.width, ctx.full)
-    return _gather(tape, bias, ctx.tokens * spec.active * features, experts_of)
+    return gather(tape, bias, ctx.tokens * spec.active * features, experts_of)
 
 
-def _gather(tape: Tape, x: Tensor, count: int, index: Tensor) -> Tensor:
-    """`x[index]`: backward adds into zeros of x's size, with the indices sorted first.
+def gather(tape: Tape, x: Tensor, count: int, index: Tensor) -> Tensor:
+    """Play `x[index]`: backward adds into zeros of x's size, with the indices sorted first.
 
     Source: aten/src/ATen/native/cuda/Indexing.cu, `index_put_with_sort_kernel`.
     """

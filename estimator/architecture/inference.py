@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from estimator.allocator import expected_block
 from estimator.architecture import layer as blocks
 from estimator.architecture.context import (
     WIDTHS,
@@ -115,7 +116,8 @@ def _forward(run: Run, spec: ModelSpec, ctx: Context) -> None:
         if number not in passes:
             layer = spec.layers[stretch[0]]
             seen = layer_context(layer, ctx)
-            passes[number] = _layer_pass(spec, layer, seen), probabilities(spec, layer, seen)
+            named = probabilities(spec, layer, seen) + _shared_states(layer, seen)
+            passes[number] = _layer_pass(spec, layer, seen), named
         played, leaves = passes[number]
         run.play_layers(played, len(stretch), returned, leaves)
         returned = leaves
@@ -151,6 +153,16 @@ def _all_logits(run: Run, tape: Tape, normed: Tensor, spec: ModelSpec, ctx: Cont
     if ctx.decoding:
         tape.drop(copy)
     run.play(Pass.of(tape.take_events(), "the logits of all tokens"))
+
+
+def _shared_states(layer: Layer, ctx: Context) -> Held:
+    """Return the bytes of keys and values that a layer leaves named, where they are not the
+    cache's own: the layers after it (one, in Gemma 4's models) could share them."""
+    if not layer.attention.shares_states or ctx.stores_all:
+        return Held()
+    tokens = ctx.keys if ctx.decoding else ctx.queries
+    sizes = [ctx.batch * tokens * row * ctx.width for row in layer.attention.cached_features]
+    return sum((Held(size, expected_block(size)) for size in sizes), Held())
 
 
 def _layer_pass(spec: ModelSpec, layer: Layer, ctx: Context) -> Pass:

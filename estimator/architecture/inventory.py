@@ -109,7 +109,8 @@ def inventory(spec: ModelSpec, lora: Lora | None) -> Inventory:
     buffers: list[int] = []
     if spec.rope_tables:
         # inv_freq and original_inv_freq, fp32, half of what is rotated each.
-        buffers += [4 * (spec.rotary_dim // 2)] * spec.rope_tables
+        for features in spec.table_features:
+            buffers += [4 * (features // 2)] * 2
     inner = (linear for layer in spec.layers for linear in layer.linears)
     linears = tuple(linear for linear in (*inner, *spec.outer_linears) if not linear.own_class)
     if spec.tied and spec.final_norm is not None and not spec.final_norm.shapes:

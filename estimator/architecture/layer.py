@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from estimator.architecture import alibi, falcon, fp32_scores, inlined, post_norm, split
+from estimator.architecture import alibi, falcon, fp32_scores, gemma4, inlined, post_norm, split
 from estimator.architecture.attentions import self_attention
 from estimator.architecture.context import Context
 from estimator.architecture.moe import feed_forward
@@ -35,6 +35,7 @@ LAYERS: dict[str, Callable[[Tape, Tensor, Layer, Context], Tensor]] = {
     "post_norm": post_norm.post_norm_layer,
     "falcon": falcon.falcon_layer,
     "bloom": alibi.bloom_layer,
+    "gemma4": gemma4.gemma4_layer,
     "split_parallel": split.parallel_layer,
     "summed_parallel": fp32_scores.parallel_layer,
 }

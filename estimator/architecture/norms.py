@@ -24,6 +24,8 @@ def norm(tape: Tape, x: Tensor, spec: Norm | None, ctx: Context) -> Tensor:
     if ctx.stack.fused_kernels and spec.kind == "rms":
         weight = parameter(spec.size, x.width, ctx.full)
         return tape.op(x.count, x.width, (weight, x), (x,), aux=(4 * rows,), grads=(NEW, PASS))
+    if spec.kind in ("rms_pow", "rms_pow_unweighted"):
+        return _by_power(tape, x, spec, ctx)
     x32 = cast(tape, x, 4)
     variance = _mean_square(tape, x32, rows)
     rstd = tape.op(rows, 4, (variance,), saves_out=True)
@@ -87,6 +89,29 @@ def _scaled_in_fp32(
     tape.drop(weight32, normed)
     out = cast(tape, scaled, x.width)
     tape.drop(scaled)
+    return out
+
+
+def _by_power(tape: Tape, x: Tensor, spec: Norm, ctx: Context) -> Tensor:
+    """Gemma 4: x * (mean square + eps) ** -0.5 * weight in fp32, then the cast.
+
+    Source: transformers/models/gemma4/modeling_gemma4.py, `Gemma4RMSNorm.forward`.
+    """
+    rows = x.count // spec.size
+    x32 = cast(tape, x, 4)
+    mean = _mean_square(tape, x32, rows)
+    shifted = tape.op(rows, 4, (mean,), grads=(PASS,))
+    tape.drop(mean)
+    rstd = tape.op(rows, 4, (shifted,), (shifted,), temporaries=(4 * rows,))
+    normed = _times_rows(tape, x32, rstd)
+    tape.drop(rstd, shifted, x32)
+    if spec.shapes:
+        weight = cast(tape, parameter(spec.size, x.width, ctx.full), 4)
+        scaled = _times_weight(tape, normed, weight)
+        tape.drop(weight, normed)
+        normed = scaled
+    out = cast(tape, normed, x.width)
+    tape.drop(normed)
     return out
 
 

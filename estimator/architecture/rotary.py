@@ -32,17 +32,17 @@ _FP32_TABLES = ("fp32_tables", "fp32_repeated")
 _REPEATED = ("repeated", "fp32_repeated")
 
 
-def table_bytes(spec: ModelSpec, ctx: Context) -> int:
+def table_bytes(spec: ModelSpec, ctx: Context, features: int) -> int:
     """Return the bytes of one kind of cos and sin, [1, Q, rotated features] each."""
     style = spec.layers[0].attention.rotary_style
     if style == "complex":
-        return 4 * ctx.queries * spec.rotary_dim
+        return 4 * ctx.queries * features
     width = 4 if style in _FP32_TABLES else ctx.outer_width
     if style == "chunked":
-        return ctx.queries * spec.rotary_dim * width
+        return ctx.queries * features * width
     own = spec.positions_expanded or spec.tables_by_sequence
     rows = ctx.tokens if own and ctx.training else ctx.queries
-    return 2 * rows * spec.rotary_dim * width
+    return 2 * rows * features * width
 
 
 def tables_saved(spec: ModelSpec) -> bool:
@@ -83,6 +83,12 @@ def rotate_states(tape: Tape, query: Tensor, key: Tensor, spec: Attention, ctx: 
         return Rotated(joined[0], joined[1], (*turned, *rests))
     tape.drop(*turned, *rests)
     return Rotated(joined[0], joined[1])
+
+
+def rotate_alone(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> Tensor:
+    """Rotate queries or keys, which are borrowed, by the shared tables."""
+    (turned,) = _turn(tape, (x,), spec, ctx, ())
+    return turned
 
 
 def _parts(tape: Tape, x: Tensor, spec: Attention) -> tuple[Tensor, Tensor]:

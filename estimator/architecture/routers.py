@@ -40,13 +40,13 @@ def route(tape: Tape, x: Tensor, spec: Moe, ctx: Context) -> tuple[tuple[Tensor,
         return _sigmoid(tape, logits, spec, ctx)
     if spec.router == "sigmoid_half":
         return _sigmoid_half(tape, logits, spec, ctx)
-    probabilities = _softmax(tape, logits, spec, ctx)
+    probabilities = softmax_fp32(tape, logits, spec, ctx)
     pairs = ctx.tokens * spec.active
     indices = tape.new(pairs, 8)
     values = tape.op(pairs, 4, (probabilities,), (indices,))
     tape.drop(probabilities)
     if spec.normed:
-        values = _normed(tape, values, ctx)
+        values = divided_by_sum(tape, values, ctx)
     scores = values if spec.scores_fp32 else cast(tape, values, ctx.width)
     if scores is not values:
         tape.drop(values)
@@ -68,7 +68,7 @@ def _sigmoid(
     best, indices = tape.new(pairs, 4), tape.new(pairs, 8)
     chosen = tape.op(pairs, 4, (scores,), (indices,), grads=(scores.size,))
     if spec.normed:
-        chosen = _normed(tape, chosen, ctx)
+        chosen = divided_by_sum(tape, chosen, ctx)
     tape.drop(scores, biased, best)
     return (logits, indices), chosen
 
@@ -129,8 +129,8 @@ def _top_softmax_half(
     return (logits, indices), scores
 
 
-def _softmax(tape: Tape, logits: Tensor, spec: Moe, ctx: Context) -> Tensor:
-    """Softmax in fp32; where it is asked for its dtype, fp16 needs no copy."""
+def softmax_fp32(tape: Tape, logits: Tensor, spec: Moe, ctx: Context) -> Tensor:
+    """Return the softmax in fp32; where it is asked for its dtype, fp16 needs no copy."""
     if ctx.half == "float16" and not spec.scores_fp32:
         return tape.op(logits.count, 4, (logits,), saves_out=True)
     wide = cast(tape, logits, 4)
@@ -139,8 +139,8 @@ def _softmax(tape: Tape, logits: Tensor, spec: Moe, ctx: Context) -> Tensor:
     return out
 
 
-def _normed(tape: Tape, values: Tensor, ctx: Context) -> Tensor:
-    """`values /= values.sum()`: in place, but backward needs the values as they were."""
+def divided_by_sum(tape: Tape, values: Tensor, ctx: Context) -> Tensor:
+    """Play `values /= values.sum()`: in place, but backward needs the values as they were."""
     total = tape.op(ctx.tokens, 4, (values,), grads=(PASS,))
     if not (values.grad and tape.recording):
         tape.drop(total)
@@ -230,7 +230,7 @@ def _linear_softmax(
     indices = tape.new(pairs, 8)
     values = tape.op(pairs, 4, (scores,), (indices,), grads=(scores.size,))
     tape.drop(scores)
-    shares = _normed(tape, values, ctx)
+    shares = divided_by_sum(tape, values, ctx)
     out = cast(tape, shares, logits.width)
     tape.drop(shares, given)
     return (logits, indices), out
@@ -260,7 +260,7 @@ def _sigmoid_groups(
     tape.drop(values)
     chosen = tape.op(pairs, 4, (scores,), (indices,), grads=(scores.size,))
     if spec.normed:
-        chosen = _normed(tape, chosen, ctx)
+        chosen = divided_by_sum(tape, chosen, ctx)
     scaled = scale(tape, chosen)
     tape.drop(chosen, scores, sums, group_ids, group_mask, mask, allowed)
     return (logits, indices), scaled

@@ -87,6 +87,8 @@ class Tape:
     nodes: list[Node] = field(default_factory=list)
     saving_nodes: int = 0
     first_unpack: int = 0
+    shared: list[Storage] = field(default_factory=list)
+    """What `share` holds."""
     _stopped: bool = False
     _pinned: list[Storage] = field(default_factory=list)
     _cached: list[Tensor] = field(default_factory=list)
@@ -318,6 +320,30 @@ class Tape:
         for storage in self._pinned:
             self._release(storage)
         self._pinned.clear()
+
+    def unshare(self) -> None:
+        """Let go of what `share` named."""
+        earlier, self.shared = self.shared, []
+        for storage in earlier:
+            storage.held -= 1
+            self._release(storage)
+
+    def share(self, tensors: tuple[Tensor, ...], beside: range) -> None:
+        """Name tensors where other layers find them, until `unshare`.
+
+        What an earlier pass named there goes. With the tensors stays what autograd saved on the
+        way to them: all that it has saved so far, but for the nodes `beside`.
+        """
+        nodes = self.nodes[: beside.start] + self.nodes[beside.stop :]
+        saved = [storage for _, _, _, kept, *_ in nodes for storage in kept]
+        named = [tensor.storage for tensor in tensors if tensor.storage is not None]
+        found = [*dict.fromkeys(saved), *named]
+        for storage in found:
+            storage.refs += 1
+            storage.held += 1
+            storage.saved = True
+        self.unshare()
+        self.shared = found
 
     def pin(self, *tensors: Tensor) -> None:
         """Keep tensors as long as the graph lives, and for it: they are activations."""

@@ -31,7 +31,8 @@ class LayerPasses:
     """Forward and backward of one kind of layer.
 
     `out_grad` is whether its output requires grad, `keeps_input` whether backward needs its input;
-    `release` frees autocast's copies when forward ends, `unpin` what lives as long as the graph.
+    `release` frees autocast's copies when forward ends, `unshare` what checkpointed layers named
+    for others when the last of them is done, `unpin` what lives as long as the graph.
     """
 
     forward: Pass
@@ -39,6 +40,7 @@ class LayerPasses:
     out_grad: bool
     keeps_input: bool
     release: Pass
+    unshare: Pass
     unpin: Pass
 
 
@@ -153,6 +155,9 @@ def _forward_and_backward(
         run.play(kinds.passes[kinds.order[stretch[0]]].backward, len(stretch))
         run.change("activations", -freed.get(stretch[0], 0))
     run.change("activations", sum(freed.values()) - shared - sum(kept.values()))
+    for key in kinds.order:
+        if kinds.passes[key].unshare.events:
+            run.play(kinds.passes[key].unshare)
     leaf_gradients: dict[int, Storage] = {}
     if hidden.grad:
         table = _tied_table(embedding, spec) if ctx.full else None
@@ -209,7 +214,8 @@ def _freed_after(spec: ModelSpec, ctx: Context, kept: dict[int | None, int]) -> 
 
     The first layer that uses one is the last that needs it.
     """
-    tables = table_bytes(spec, ctx) if spec.rope_tables > 2 else 0
+    # Keys that a checkpointed layer shares keep the graph that made them, tables and all.
+    keeps = ctx.checkpointing and any(layer.attention.shares_states for layer in spec.layers)
     freed: dict[int, int] = {}
     seen: set[int | None] = set()
     for index, layer in enumerate(spec.layers):
@@ -217,6 +223,9 @@ def _freed_after(spec: ModelSpec, ctx: Context, kept: dict[int | None, int]) -> 
         # What keeps a state is given no mask.
         if window not in seen and layer.attention.mixer is None:
             seen.add(window)
+            tables = 0
+            if spec.rope_tables > 2 and not keeps:
+                tables = table_bytes(spec, ctx, layer.attention.rotated_features)
             freed[index] = tables + kept.get(window, 0)
     return freed
 
@@ -292,7 +301,8 @@ def _play_layer(
     first_pass = tape
     if ctx.checkpointing:
         stop_after = None if reentrant else first_pass.saving_nodes
-        tape = Tape(accumulate=accumulates, stop_after=stop_after)
+        tape = Tape(accumulate=accumulates, stop_after=stop_after, shared=first_pass.shared)
+        first_pass.shared = []
         again = Tensor(x.count, x.width, in_grad or ctx.full, x.storage)
         out = blocks.decoder_layer(tape, again, layer, ctx)
         # The second pass has an autocast context of its own.
@@ -319,9 +329,11 @@ def _play_layer(
         for storage in reached.values():
             storage.refs -= 1
     backward = Pass.of(tape.take_events(), label)
+    tape.unshare()
+    unshare = Pass.of(tape.take_events(), "checkpointing's arguments go")
     first_pass.release_pins()
     unpin = Pass.of(first_pass.take_events(), "the graph goes")
-    return LayerPasses(forward, backward, out.grad, keeps_input, release, unpin)
+    return LayerPasses(forward, backward, out.grad, keeps_input, release, unshare, unpin)
 
 
 def block_input(hidden_size: int, ctx: Context, grad: bool, width: int | None = None) -> Tensor:
@@ -343,8 +355,7 @@ def probabilities(spec: ModelSpec, layer: Layer, ctx: Context) -> Held:
 
 def rotary_tables(spec: ModelSpec, ctx: Context) -> int:
     """Return the bytes of cos and sin, which all layers share."""
-    # Two buffers of frequencies make one kind of tables.
-    return table_bytes(spec, ctx) * spec.rope_tables // 2
+    return sum(table_bytes(spec, ctx, features) for features in spec.table_features)
 
 
 def position_bytes(spec: ModelSpec, ctx: Context) -> int:

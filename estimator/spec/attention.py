@@ -96,12 +96,20 @@ class Attention:
     sinks: bool = False
     """Whether each query head has a learned score beside the keys' (gpt-oss)."""
 
+    shares_states: bool = False
+    """Whether the model's code names its keys and values while the layers run (Gemma 4)."""
+
     @property
     def parameters_apart(self) -> tuple[int, ...]:
         """Elements of each parameter that is no linear's or norm's."""
         if self.mixer is not None:
             return self.mixer.parameters_apart
         return (self.heads,) if self.sinks else ()
+
+    @property
+    def rotated_features(self) -> int:
+        """Features of a head that positions rotate."""
+        return self.rotary_dim or self.head_dim
 
     @property
     def value_size(self) -> int:

@@ -42,6 +42,8 @@ class Norm:
     - `rms_scaled_before_cast`: scaled in fp32 by the weight (OLMo 2); `rms_fp32_weight` by a copy
       of it in fp32 (Helium); `rms_unweighted` without parameters (NanoChat);
     - `rms_unnamed`: Llama's, whose fp32 product no name holds (Llama 4); `l2` without a weight;
+    - `rms_pow`: in fp32 by a power of the mean square, scaled by a copy of the weight in fp32
+      (Gemma 4); `rms_pow_unweighted` without a weight;
     - `centered`: mean and variance in fp32 without a kernel of its own (Cohere);
     - `layer`: torch's LayerNorm with bias; `layer_plus_one` scales by 1 + weight (Nemotron);
     - `layer_no_bias`: without bias; `layer_fp32`: in fp32, without parameters (OLMo).
@@ -56,7 +58,7 @@ class Norm:
     @property
     def shapes(self) -> tuple[int, ...]:
         """Elements of each of its parameters."""
-        if self.kind in ("layer_fp32", "rms_unweighted", "l2"):
+        if self.kind in ("layer_fp32", "rms_unweighted", "rms_pow_unweighted", "l2"):
             return ()
         biased = self.kind in ("layer", "layer_plus_one")
         return (self.size * self.groups,) * (2 if biased else 1)

@@ -89,6 +89,9 @@ class Moe:
     """Whether what corrects the scores is a parameter that never trains, and no buffer."""
     every: bool = False
     """Whether every expert computes every token, which scores then scale (Llama 4)."""
+    norms: tuple[Norm, ...] = ()
+    """Norms behind the MLP that runs beside the experts, before the experts and behind them, where
+    router and experts read the residual (Gemma 4)."""
     adapter_names: tuple[str, ...] = ()
     """Module names that peft takes for the router, the gates, the ups and the downs of stacked
     experts; empty where it adapts none of them (peft/utils/transformers_weight_conversion.py)."""
@@ -116,7 +119,11 @@ class Moe:
         names = ("router", "gate_up", "down")
         weights = tuple(self.stacked(name) for name in names[self.router_linear is not None :])
         features = (1, self.up_features, self.hidden) if self.biased else ()
-        return (*weights, *(self.experts * count for count in features))
+        around = [size for norm in self.norms for size in norm.shapes]
+        if self.norms:
+            # The router's scales of its input and of the experts' scores.
+            around += [self.hidden, self.experts]
+        return (*weights, *(self.experts * count for count in features), *around)
 
     def stacked(self, name: str) -> int:
         """Return the elements of `router`, `gate_up` or `down`."""

@@ -215,7 +215,16 @@ class ModelSpec:
     @property
     def rotary_dim(self) -> int:
         """Features of a head that positions rotate (of the first layer)."""
-        return self.layers[0].attention.rotary_dim or self.head_dim
+        return self.layers[0].attention.rotated_features
+
+    @property
+    def table_features(self) -> tuple[int, ...]:
+        """Features of each kind of cos and sin: one kind for all layers, or one a window."""
+        kinds = self.rope_tables // 2
+        if kinds < 2:
+            return (self.rotary_dim,) * kinds
+        attentions = (layer.attention for layer in self.layers)
+        return tuple({one.window: one.rotated_features for one in attentions}.values())
 
     @property
     def heads(self) -> int:

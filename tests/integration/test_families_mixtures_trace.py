@@ -50,6 +50,17 @@ DELTA = {
     "linear_key_head_dim": 32,
     "linear_value_head_dim": 32,
 }
+GEMMA4 = {
+    "head_dim": 32,
+    "global_head_dim": 64,
+    "num_key_value_heads": 4,
+    "num_global_key_value_heads": 2,
+    "attention_k_eq_v": True,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    "sliding_window": 128,
+    "hidden_size_per_layer_input": 0,
+    "final_logit_softcapping": 30.0,
+}
 FAMILIES: dict[str, dict[str, Any]] = {
     "deepseek_v3": {"model_type": "deepseek_v3", **LATENT},
     "deepseek_v3, plain queries": {
@@ -113,6 +124,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "intermediate_size_mlp": 512,
         "interleave_moe_layer_step": 2,
         "attention_chunk_size": 256,
+    },
+    "gemma4_text": {"model_type": "gemma4_text", **SIZES, **GEMMA4},
+    "gemma4_text, experts": {
+        "model_type": "gemma4_text",
+        **ROUTED,
+        **GEMMA4,
+        "enable_moe_block": True,
+        "top_k_experts": 2,
     },
     "ernie4_5_moe": {
         "model_type": "ernie4_5_moe",
