@@ -24,6 +24,7 @@ METHODS = ("full", "lora")
 MIXED_PRECISIONS = (None, "bf16", "fp16")
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 CACHES = ("dynamic", "static", "quantized", "paged")
+RECOMPUTE_GRANULARITIES = ("full", "selective")
 
 OPTIMIZERS = (
     "adamw_torch_fused",
@@ -101,6 +102,7 @@ class Case:
     optimizer: str = "adamw_torch_fused"
     momentum: float = 0.0
     gradient_checkpointing: bool = False
+    recompute_granularity: str = "full"
     gradient_accumulation_steps: int = 1
     attention: str = "sdpa"
     cache: str = "dynamic"
@@ -139,6 +141,16 @@ class Case:
         return self.task == "training"
 
     @property
+    def checkpoints_layers(self) -> bool:
+        """Whether whole layers are recomputed, as Hugging Face checkpoints."""
+        return self.gradient_checkpointing and self.recompute_granularity == "full"
+
+    @property
+    def recomputes_attention(self) -> bool:
+        """Whether the core attention alone is recomputed, as Megatron-LM does selectively."""
+        return self.gradient_checkpointing and self.recompute_granularity == "selective"
+
+    @property
     def case_id(self) -> str:
         """Twelve hex digits, equal for equal cases on every machine.
 
@@ -174,7 +186,7 @@ class Case:
         if self.training:
             parts.append(self.optimizer)
             if self.gradient_checkpointing:
-                parts.append("ckpt")
+                parts.append("ckpt" if self.checkpoints_layers else "ckpt-selective")
         if self.attention != "sdpa":
             parts.append(self.attention)
         length = f"{self.batch_size}x{self.sequence_length}"
@@ -289,6 +301,7 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "method": METHODS,
     "mixed_precision": MIXED_PRECISIONS,
     "optimizer": OPTIMIZERS,
+    "recompute_granularity": RECOMPUTE_GRANULARITIES,
     "attention": ATTENTIONS,
     "cache": CACHES,
     "stack": (None, *STACKS),
@@ -317,6 +330,8 @@ def _complete(case: Case) -> Case:
         _impossible(case, "double_quantization", "needs quantization nf4 or fp4", case.quantization)
     if case.method == "full" and case.lora is not None:
         _impossible(case, "lora", "needs method lora", case.method)
+    if case.recompute_granularity != "full" and not case.gradient_checkpointing:
+        _impossible(case, "recompute_granularity", "needs gradient_checkpointing true", False)
     if case.momentum and case.optimizer not in ("sgd", "rmsprop"):
         _impossible(case, "momentum", "needs optimizer sgd or rmsprop", case.optimizer)
     if case.training:

@@ -244,7 +244,7 @@ def _load_checkpoint(folder: Path, case: Case, device: Any, dtype: Any) -> Any:
 
 def _prepare_training(case: Case, model: Any) -> Any:
     """Do what Trainer and peft do to a model before the first step, in their order."""
-    if case.gradient_checkpointing and not model.supports_gradient_checkpointing:
+    if case.checkpoints_layers and not model.supports_gradient_checkpointing:
         name = type(model).__name__
         raise UnsupportedError(f"{name} of transformers supports no gradient checkpointing")
     if case.lora is not None:
@@ -253,11 +253,11 @@ def _prepare_training(case: Case, model: Any) -> Any:
 
             model = prepare_model_for_kbit_training(
                 model,
-                use_gradient_checkpointing=case.gradient_checkpointing,
+                use_gradient_checkpointing=case.checkpoints_layers,
                 gradient_checkpointing_kwargs={"use_reentrant": _reentrant(case)},
             )
         model = _add_adapters(case, model)
-    if case.gradient_checkpointing:
+    if case.checkpoints_layers:
         try:
             model.gradient_checkpointing_enable({"use_reentrant": _reentrant(case)})
         except ValueError as error:

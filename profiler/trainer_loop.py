@@ -65,7 +65,7 @@ def make_trainer(model: Any, batch: dict[str, Any], case: Case, steps: int, fold
         max_steps=steps,
         per_device_train_batch_size=case.batch_size,
         gradient_accumulation_steps=case.gradient_accumulation_steps,
-        gradient_checkpointing=case.gradient_checkpointing,
+        gradient_checkpointing=case.checkpoints_layers,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         optim=case.optimizer,
         optim_args=f"momentum={case.momentum}" if case.momentum else None,

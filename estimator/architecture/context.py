@@ -40,8 +40,11 @@ class Context:
     lora: Lora | None
     attention: str
     checkpointing: bool
+    """Whether whole layers are recomputed."""
     cached: bool
     """Whether a cache is filled (inference)."""
+    selective: bool = False
+    """Whether the core attention alone is recomputed."""
     held_keys: int = 0
     """Tokens whose keys the cache's tensors hold before this pass."""
     prompt: int = 0
@@ -132,7 +135,8 @@ def training_context(case: Case) -> Context:
         full=case.method == "full",
         lora=case.lora,
         attention=case.attention,
-        checkpointing=case.gradient_checkpointing,
+        checkpointing=case.checkpoints_layers,
+        selective=case.recomputes_attention,
         cached=False,
         quantization=case.quantization,
         double_quantization=case.double_quantization,

@@ -64,7 +64,7 @@ def _as_supported(case: Case, spec: ModelSpec) -> tuple[Case, tuple[str, ...]]:
     Raises:
         UnsupportedError: an attention that the class, or these formulas, do not know.
     """
-    if case.training and case.gradient_checkpointing and not spec.checkpointable:
+    if case.checkpoints_layers and not spec.checkpointable:
         raise UnsupportedError(
             f"{spec.model_type} of transformers supports no gradient checkpointing"
         )

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from estimator.architecture.context import AMP_WIDTH, MAX_FLASH_HEAD, Context
 from estimator.architecture.parts import capped, cast, dropout, operands, product_input, scale
+from estimator.architecture.recomputation import recomputed
 from estimator.architecture.sdpa_math import math_attention
 from estimator.architecture.sinks import softmax_with_sinks
 from estimator.architecture.tape import NEW, PASS, Tape, Tensor
@@ -73,6 +74,24 @@ def attend(
 
     `by_head` is whether queries (and keys) lie in memory as [B, heads, Q, d].
     """
+
+    def core(played: Tape, *inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        return _attend(played, *inputs, spec, ctx, by_head)
+
+    if ctx.selective:
+        return recomputed(tape, (query, key, value), core)
+    return core(tape, query, key, value)
+
+
+def _attend(
+    tape: Tape,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    spec: Attention,
+    ctx: Context,
+    by_head: bool,
+) -> tuple[Tensor, Tensor | None]:
     if ctx.amp is not None and ctx.attention != "eager":
         return _under_autocast(tape, query, key, value, spec, ctx, by_head), None
     chosen = kernel(spec, ctx)
@@ -108,7 +127,7 @@ def _under_autocast(
     """Autocast hands sdpa queries, keys and values in half precision."""
     inner = replace(ctx, width=AMP_WIDTH, half=ctx.amp, amp=None)
     q, k, v = (cast(tape, x, AMP_WIDTH) for x in (query, key, value))
-    out, _ = attend(tape, q, k, v, spec, inner, by_head)
+    out, _ = _attend(tape, q, k, v, spec, inner, by_head)
     tape.drop(q, k, v)
     return out
 

@@ -42,7 +42,7 @@ def kept_masks(masks: Masks, spec: ModelSpec, ctx: Context) -> Masks:
     its second passes."""
     # A mask a head reaches the kernel as it is, unless it has to be padded.
     given = spec.mask_style == "by_head" and ctx.attention == "sdpa" and ctx.keys % 16 == 0
-    if not (ctx.checkpointing or given or spec.mask_style == "boolean"):
+    if not (ctx.checkpointing or ctx.selective or given or spec.mask_style == "boolean"):
         return {}
     used = {layer.attention.window for layer in distinct_layers(spec)}
     return {window: size for window, size in masks.items() if window in used}

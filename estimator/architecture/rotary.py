@@ -25,7 +25,7 @@ from estimator.architecture.context import Context
 from estimator.architecture.pair_rotary import ROTATIONS
 from estimator.architecture.parts import add, cast, scale
 from estimator.architecture.stretches import distinct_layers
-from estimator.architecture.tape import PASS, Tape, Tensor
+from estimator.architecture.tape import NEW, PASS, Tape, Tensor
 from estimator.spec import Attention, ModelSpec
 
 _FP32_TABLES = ("fp32_tables", "fp32_repeated")
@@ -76,7 +76,9 @@ def rotate_states(tape: Tape, query: Tensor, key: Tensor, spec: Attention, ctx: 
     joined = []
     for first, (_, rest) in zip(turned, parts, strict=True):
         count = first.count + rest.count
-        joined.append(tape.op(count, first.width, (first, rest), grads=(PASS, PASS)))
+        width = max(first.width, rest.width)
+        grads = tuple(PASS if part.width == width else NEW for part in (first, rest))
+        joined.append(tape.op(count, width, (first, rest), grads=grads))
     rests = (parts[0][1], parts[1][1])
     tape.drop(parts[0][0], parts[1][0], *tables)
     if spec.rotary_style == "held_parts":
@@ -119,11 +121,12 @@ def _turn(
     else:
         wide = tuple(tape.alias(x) for x in states)
     style = spec.rotary_style
-    if style == "tables" and ctx.width == 4 and ctx.amp:
+    shared = style in ("tables", "held_parts")
+    if shared and ctx.width == 4 and ctx.amp:
         # Under autocast projections are in half precision, but the tables are not.
         style = "fp32_tables"
     turned = tuple(_rotate(tape, x, style, tables) for x in wide)
-    if spec.rotary_style == "tables":
+    if shared:
         tape.drop(*wide)
         return turned
     outs = tuple(cast(tape, x, given.width) for x, given in zip(turned, states, strict=True))

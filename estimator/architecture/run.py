@@ -7,6 +7,7 @@ a kind of layer on a tape, and its highest instant is compared from the ledger a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from estimator.architecture.events import Event, peak, totals
 from estimator.architecture.inventory import Held
@@ -33,9 +34,11 @@ class Pass:
             return cls(events, label)
         highest, where = peak(events)
         net, net_requested = totals(events)
-        at_peak = sum([sign * storage.requested for storage, sign in events[:where]])
+        # What is requested may be highest at another instant than what is allocated.
+        requested = max(accumulate([sign * storage.requested for storage, sign in events]))
+        requested = max(requested, 0)
         net_allocated = sum(net.values())
-        return cls(events, label, highest, where, at_peak, net, net_allocated, net_requested)
+        return cls(events, label, highest, where, requested, net, net_allocated, net_requested)
 
 
 @dataclass(slots=True)

@@ -11,8 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from estimator.architecture.events import Event, Storage
+
+if TYPE_CHECKING:
+    from estimator.architecture.recomputation import Region
 
 NEW = -1
 """A gradient that is a new tensor of its input's size."""
@@ -73,6 +77,7 @@ class Tape:
 
     Args:
         recording: whether autograd records (training, outside of checkpointing's first pass).
+        keeping: whether operations keep what they save; else it is recomputed (recomputation.py).
         discard: count what saves, but keep nothing for backward: checkpointing's first pass.
         accumulate: parameters have gradients already, so that new ones are added and freed.
         stop_after: checkpointing's early stop: the number of saving nodes after which its second
@@ -80,6 +85,7 @@ class Tape:
     """
 
     recording: bool = True
+    keeping: bool = True
     discard: bool = False
     accumulate: bool = False
     stop_after: int | None = None
@@ -89,6 +95,8 @@ class Tape:
     first_unpack: int = 0
     shared: list[Storage] = field(default_factory=list)
     """What `share` holds."""
+    regions: dict[int, Region] = field(default_factory=dict)
+    """The checkpoints inside of a layer, by the `id` of each of their nodes' saved tensors."""
     _stopped: bool = False
     _pinned: list[Storage] = field(default_factory=list)
     _cached: list[Tensor] = field(default_factory=list)
@@ -172,7 +180,7 @@ class Tape:
         if needs:
             if not self.discard:
                 kept: list[Storage] = []
-                if saving:
+                if saving and self.keeping:
                     kept = [t.storage for t in saves if t.storage is not None]
                     if saves_out and storage is not None:
                         kept.append(storage)
@@ -241,11 +249,16 @@ class Tape:
         buffers[id(out)] = (grad, False)
         for outs, inputs, kinds, saved, temporaries, new_viewed, saving in reversed(self.nodes):
             known = [buffers.pop(key) for out in outs if (key := id(out)) in buffers]
+            region = self.regions.get(id(saved)) if saving and self.regions else None
             if not known:
                 self._forget(saved)
+                if region is not None:
+                    region.release(self)
                 continue
             if saving and not unpacked:
                 unpacked, self.first_unpack = True, len(self.events)
+            if region is not None:
+                region.unpack(self)
             incoming, viewed = known[0]
             held = [self._allocate(size) for size in temporaries]
             made: list[tuple[Tensor, Storage, bool]] = []
@@ -264,6 +277,8 @@ class Tape:
             for storage, _ in known:
                 self._release(storage)
             self._forget(saved)
+            if region is not None:
+                region.release(self)
             for tensor, storage, viewed in made:
                 if tensor.parameter:
                     self.keep_gradient(storage)

@@ -91,7 +91,7 @@ def _forward_and_backward(
     shared = tables if ctx.checkpointing or tables_saved(spec) else 0
     # Checkpointing keeps every argument of a layer, and a learned table the indices as they are.
     learned = spec.position_rows and ctx.full and not spec.position_offset
-    shared += positions if ctx.checkpointing or learned else 0
+    shared += positions if ctx.checkpointing or ctx.selective or learned else 0
     biases = distance_bytes(spec, ctx)
     shared += biases if ctx.checkpointing else 0
     run.change("activations", shared)

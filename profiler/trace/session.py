@@ -15,6 +15,7 @@ from estimator.errors import UnsupportedError
 from estimator.gpus import workspace_bytes
 from estimator.report import MemoryReport, Parameters, Peak
 from profiler import build, loops, tensors
+from profiler.attention_functions import attention_of
 from profiler.generation import Generation
 from profiler.trace import cache_growth
 from profiler.trace.autocast import replaced_functions
@@ -122,6 +123,7 @@ def _record(
         play = _train if case.training else _generate
         stack.enter_context(refused(case, recorder.answers.lines))
         stack.enter_context(modules.followed())
+        stack.enter_context(attention_of(case))
         # What the run still holds at its end stays alive until the timeline is closed.
         held = play(case, model, batch, recorder)
         timeline.close()
