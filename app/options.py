@@ -23,6 +23,7 @@ from estimator.case import (
     METHODS,
     MIXED_PRECISIONS,
     QUANTIZATIONS,
+    RECOMPUTE_GRANULARITIES,
     TASKS,
     Case,
 )
@@ -76,6 +77,7 @@ CASE_FLAGS = (
     CaseFlag("optimizer", "a TrainingArguments optim name"),
     CaseFlag("momentum", "of sgd or rmsprop", "float"),
     CaseFlag("gradient_checkpointing", "recompute activations in backward", "bool"),
+    CaseFlag("recompute_granularity", show_choices(RECOMPUTE_GRANULARITIES)),
     CaseFlag("gradient_accumulation_steps", "micro-batches a step", "int"),
     CaseFlag("attention", show_choices(ATTENTIONS)),
     CaseFlag("cache", f"KV cache: {show_choices(CACHES)}"),

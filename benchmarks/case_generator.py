@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from benchmarks.drawn_models import QUICK, Bounds, Slot, draw_model, slots
+from estimator.architecture.attentions import calls_function
 from estimator.case import Case
 from estimator.config_source import load_config
 from estimator.families import parse_spec
@@ -89,6 +90,9 @@ def _draw(stream: str, slot: Slot, bounds: Bounds) -> Case:
         fields |= _quantization(axis("quantization"), training, dora)
     if axis("old stack").random() < 0.04:
         fields["stack"] = axis("stack").choice(_STACKS)
+    elif fields.get("gradient_checkpointing") and all(map(calls_function, spec.layers)):
+        granularity = axis("recompute_granularity").choice(("full", "full", "selective"))
+        fields["recompute_granularity"] = granularity
     return Case.from_dict(fields)
 
 

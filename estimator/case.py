@@ -332,6 +332,8 @@ def _complete(case: Case) -> Case:
         _impossible(case, "lora", "needs method lora", case.method)
     if case.recompute_granularity != "full" and not case.gradient_checkpointing:
         _impossible(case, "recompute_granularity", "needs gradient_checkpointing true", False)
+    if case.recomputes_attention and case.stack is not None:
+        _impossible(case, "recompute_granularity", "is not for older stacks", case.stack)
     if case.momentum and case.optimizer not in ("sgd", "rmsprop"):
         _impossible(case, "momentum", "needs optimizer sgd or rmsprop", case.optimizer)
     if case.training:

@@ -74,6 +74,17 @@ def _training(case: Case) -> Iterator[Change]:
         yield Change(
             {"gradient_checkpointing": True}, CHEAP, 12, "one more forward pass for each backward"
         )
+        if case.attention == "eager":
+            yield Change(
+                {"gradient_checkpointing": True, "recompute_granularity": "selective"},
+                CHEAP,
+                9,
+                "the attention scores are computed twice, not kept",
+            )
+    elif case.recomputes_attention:
+        yield Change(
+            {"recompute_granularity": "full"}, CHEAP, 12, "one more forward pass for each backward"
+        )
     if case.optimizer.startswith("adamw_torch"):
         yield Change(
             {"optimizer": "adamw_bnb_8bit"}, CHEAP, 14, "optimizer states rounded to 8 bits"

@@ -202,7 +202,8 @@ def run_kind(case: Case) -> str:
     parts += [f"amp-{case.mixed_precision}"] if case.mixed_precision else []
     if not case.training:
         return " ".join([*parts, *([case.cache] if case.cache != "dynamic" else [])])
-    parts += ["checkpointed"] if case.gradient_checkpointing else []
+    parts += ["checkpointed"] if case.checkpoints_layers else []
+    parts += ["selective"] if case.recomputes_attention else []
     parts += ["eager"] if case.attention == "eager" else []
     if case.method == "full" and not case.optimizer.startswith("adamw_torch"):
         parts.append(case.optimizer)

@@ -64,7 +64,9 @@ def _checkpointed(attend: AttentionFunction) -> AttentionFunction:
     """Keep the inputs only, and run the attention again in backward."""
     from torch.utils.checkpoint import checkpoint
 
-    def recomputed(module: Any, query: Any, key: Any, value: Any, *rest: Any, **options: Any) -> Any:
+    def recomputed(
+        module: Any, query: Any, key: Any, value: Any, *rest: Any, **options: Any
+    ) -> Any:
         return checkpoint(attend, module, query, key, value, *rest, use_reentrant=False, **options)
 
     return recomputed

@@ -112,6 +112,7 @@ class _Run:
         import torch
 
         from profiler import build, generation, loops
+        from profiler.attention_functions import attention_of
 
         torch.manual_seed(_SEED)
         snapshot = self.how.snapshot
@@ -126,14 +127,16 @@ class _Run:
         if case.training and self.how.loop == TRAINER_LOOP:
             from profiler import trainer_loop
 
-            trainer_loop.training_steps(
-                self._model, batch, case, self.meter, self._hold_optimizer, steps=self.steps
-            )
+            with attention_of(case):
+                trainer_loop.training_steps(
+                    self._model, batch, case, self.meter, self._hold_optimizer, steps=self.steps
+                )
         elif case.training:
             self._optimizer = build.build_optimizer(case, self._model)
-            loops.training_steps(
-                self._model, self._optimizer, batch, case, self.meter, steps=self.steps
-            )
+            with attention_of(case):
+                loops.training_steps(
+                    self._model, self._optimizer, batch, case, self.meter, steps=self.steps
+                )
         else:
             # The loop makes the cache and gives it back at the end only; the phases end before.
             hook = self._model.register_forward_pre_hook(self._see_cache, with_kwargs=True)

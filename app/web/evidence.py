@@ -123,6 +123,7 @@ def _differences(case: Case, other: Case) -> tuple[tuple[str, ...], float]:
         "quantization": 3.0,
         "dtype": 2.0,
         "gradient_checkpointing": 2.0,
+        "recompute_granularity": 1.0,
         "optimizer": 0.5,
         "attention": 0.5,
         "mixed_precision": 0.5,

@@ -18,6 +18,7 @@ from estimator.case import (
     MIXED_PRECISIONS,
     OPTIMIZERS,
     QUANTIZATIONS,
+    RECOMPUTE_GRANULARITIES,
     TASKS,
 )
 from estimator.stacks import STACKS
@@ -136,6 +137,15 @@ ADVANCED_FIELDS = (
     ),
     Field(
         "gradient_accumulation_steps", "Gradient accumulation steps", "count", 1, shown=_TRAINING
+    ),
+    Field(
+        "recompute_granularity",
+        "Checkpointing recomputes",
+        "choice",
+        "full",
+        RECOMPUTE_GRANULARITIES,
+        "whole layers, or the core attention alone",
+        shown=_TRAINING,
     ),
     Field("momentum", "Momentum (sgd, rmsprop)", "decimal", 0, shown=_TRAINING),
     Field(

@@ -19,7 +19,7 @@ from estimator.architecture import (
 from estimator.architecture import attention as standard
 from estimator.architecture.context import Context
 from estimator.architecture.tape import Tape, Tensor
-from estimator.spec import Attention
+from estimator.spec import Attention, Layer
 
 _RECIPES: dict[str, Callable[[Tape, Tensor, Attention, Context], tuple[Tensor, Tensor | None]]] = {
     "standard": standard.attention,
@@ -36,6 +36,19 @@ _RECIPES: dict[str, Callable[[Tape, Tensor, Attention, Context], tuple[Tensor, T
     "llama4": llama4.attention,
     "gemma4": gemma4.attention,
 }
+
+_OWN_CORES = ("xglm", "mpt", "gptj", "codegen", "gpt_neo")
+_OWN_CORES_OF_LAYERS = ("falcon", "bloom")
+
+
+def calls_function(layer: Layer) -> bool:
+    """Whether a layer's core attention is a function that transformers lets others choose.
+
+    Else it is code of the layer's own, which nothing can be wrapped around. A delta net has no
+    core attention, and is left as it is.
+    """
+    own = layer.attention.recipe in _OWN_CORES or layer.recipe in _OWN_CORES_OF_LAYERS
+    return not own
 
 
 def self_attention(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from estimator.architecture.adapter_targets import targets_passed_over
+from estimator.architecture.attentions import calls_function
 from estimator.architecture.context import PAGE, stack_of
 from estimator.architecture.inference import play_inference
 from estimator.architecture.inventory import inventory
@@ -67,6 +68,11 @@ def _as_supported(case: Case, spec: ModelSpec) -> tuple[Case, tuple[str, ...]]:
     if case.checkpoints_layers and not spec.checkpointable:
         raise UnsupportedError(
             f"{spec.model_type} of transformers supports no gradient checkpointing"
+        )
+    if case.recomputes_attention and not all(map(calls_function, spec.layers)):
+        raise UnsupportedError(
+            f"the layers of {spec.model_type} have no attention function of their own that could "
+            "be recomputed alone: use recompute_granularity full"
         )
     if not case.training and case.cache not in spec.caches:
         raise UnsupportedError(
@@ -221,6 +227,11 @@ def _assumptions(case: Case, config: ModelConfig) -> tuple[str, ...]:
     if case.training:
         version = "5" if case.stack is None else f"as {case.stack} has it"
         lines.append(f"Trainer's step of transformers {version}, read from the second step on")
+        if case.recomputes_attention:
+            lines.append(
+                "the attention function of each layer is checkpointed (torch's, non-reentrant), "
+                "nothing else"
+            )
         if not case.keep_logits:
             lines.append("the loop lets go of the logits before backward, as Trainer does")
     elif case.stack is None:

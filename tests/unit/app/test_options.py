@@ -62,6 +62,11 @@ def test_every_field_of_a_case_is_a_flag() -> None:
         (["--gpu", "h100"], "gpu", "H100"),
         (["--attention", "eager"], "attention", "eager"),
         (["--task", "training", "--gradient-checkpointing"], "gradient_checkpointing", True),
+        (
+            [*"--task training --gradient-checkpointing --recompute-granularity selective".split()],
+            "recompute_granularity",
+            "selective",
+        ),
         (["--task", "training", "--optimizer", "sgd", "--momentum", "0.9"], "momentum", 0.9),
         (["--task", "training", "--mixed-precision", "null"], "mixed_precision", None),
     ],

@@ -81,6 +81,20 @@ def test_card_gets_its_catalogue_name() -> None:
         ({"momentum": 0.9, "task": "training", "optimizer": "adafactor"}, "needs optimizer sgd"),
         ({"momentum": float("nan"), "task": "training", "optimizer": "sgd"}, "momentum is nan"),
         ({"gradient_checkpointing": True}, "is for training only"),
+        (
+            {"task": "training", "recompute_granularity": "selective"},
+            "needs gradient_checkpointing",
+        ),
+        ({"task": "training", "recompute_granularity": "uniform"}, "must be full or selective"),
+        (
+            {
+                "task": "training",
+                "gradient_checkpointing": True,
+                "recompute_granularity": "selective",
+                "stack": "transformers-4.48",
+            },
+            "is not for older stacks",
+        ),
         ({"gradient_accumulation_steps": 2}, "is for training only"),
         ({"keep_logits": True}, "is for training only"),
         ({"task": "training", "max_new_tokens": 5}, "is for inference only"),
@@ -121,6 +135,10 @@ def test_label_tells_cases_apart() -> None:
         task="training", method="lora", quantization="nf4", gradient_checkpointing=True
     ).label
     assert label == "gpt2 qlora nf4 adamw_torch_fused ckpt 1x1024"
+    selective = make(
+        task="training", gradient_checkpointing=True, recompute_granularity="selective"
+    ).label
+    assert selective == "gpt2 full bf16 adamw_torch_fused ckpt-selective 1x1024"
 
 
 CASES = st.fixed_dictionaries(

@@ -327,6 +327,7 @@ def test_without_a_gpu_the_counters_say_so(monkeypatch: pytest.MonkeyPatch) -> N
     assert caught.value.exit_code == 4
 
 
+SELECTIVE = {"gradient_checkpointing": True, "recompute_granularity": "selective"}
 WIDER = {**LLAMA, "hidden_size": 128, "intermediate_size": 256, "vocab_size": 1000}
 
 
@@ -337,8 +338,9 @@ WIDER = {**LLAMA, "hidden_size": 128, "intermediate_size": 256, "vocab_size": 10
         {"optimizer": "sgd", "momentum": 0.9, "gradient_checkpointing": True},
         {"optimizer": "adafactor", "gradient_accumulation_steps": 2},
         {"method": "lora", "mixed_precision": "bf16"},
+        {"attention": "eager", **SELECTIVE},
     ],
-    ids=["full", "sgd-checkpointing", "adafactor-accumulation", "lora-autocast"],
+    ids=["full", "sgd-checkpointing", "adafactor-accumulation", "lora-autocast", "selective"],
 )
 def test_the_own_loop_needs_what_transformers_trainer_needs(fields: dict[str, Any]) -> None:
     shape = {"model": WIDER, "dtype": "float32", "batch_size": 4, "sequence_length": 64}
@@ -358,6 +360,16 @@ def test_the_own_loop_needs_what_transformers_trainer_needs(fields: dict[str, An
     assert trainer.components is not None
     for name in ("weights_bytes", "gradients_bytes", "optimizer_states_bytes"):
         assert getattr(own.components, name) == getattr(trainer.components, name), name
+
+
+def test_attention_that_is_recomputed_keeps_no_scores() -> None:
+    shape = {"model": WIDER, "attention": "eager", "batch_size": 4, "sequence_length": 128}
+    ends = [
+        next(phase.end_allocated_bytes for phase in record.phases if phase.name == "forward")
+        for record in (measure(task="training", **shape, **fields) for fields in (SELECTIVE, {}))
+    ]
+    softmax_bytes = 4 * 4 * WIDER["num_attention_heads"] * 128**2
+    assert ends[1] - ends[0] > WIDER["num_hidden_layers"] * softmax_bytes
 
 
 def test_trainer_keeps_no_logits() -> None:
