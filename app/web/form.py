@@ -34,6 +34,8 @@ _LORA = {
     "use_dora": "use_dora",
 }
 _ARTICLE_ONLY = "trainable_percent"
+_NEEDS = {"recompute_granularity": "gradient_checkpointing"}
+"""Fields that mean nothing unless another is ticked."""
 _UNREAD = ("id2label", "label2id", "vision_config", "audio_config")
 """Parts of configurations that no formula reads, and that may be long."""
 
@@ -131,6 +133,8 @@ def read_case(state: State, model: ModelChoice) -> Case:
     lora: dict[str, Any] = {}
     for field in (*CASE_FIELDS, *ADVANCED_FIELDS):
         if field.name == _ARTICLE_ONLY or not is_shown(field, state):
+            continue
+        if field.name in _NEEDS and not state[_NEEDS[field.name]]:
             continue
         value = state[field.name]
         if field.kind in ("choice", "search") and value in (NONE, ""):

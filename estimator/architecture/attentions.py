@@ -44,8 +44,8 @@ _OWN_CORES_OF_LAYERS = ("falcon", "bloom")
 def calls_function(layer: Layer) -> bool:
     """Whether a layer's core attention is a function that transformers lets others choose.
 
-    Else it is code of the layer's own, which nothing can be wrapped around. A delta net has no
-    core attention, and is left as it is.
+    Else it is code of the layer's own, which nothing can be wrapped around. A delta net or a
+    convolution has no core attention, and is left as it is.
     """
     own = layer.attention.recipe in _OWN_CORES or layer.recipe in _OWN_CORES_OF_LAYERS
     return not own

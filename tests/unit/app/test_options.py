@@ -63,7 +63,7 @@ def test_every_field_of_a_case_is_a_flag() -> None:
         (["--attention", "eager"], "attention", "eager"),
         (["--task", "training", "--gradient-checkpointing"], "gradient_checkpointing", True),
         (
-            [*"--task training --gradient-checkpointing --recompute-granularity selective".split()],
+            ["--task", "training", "--gradient-checkpointing", "--recompute-granularity=selective"],
             "recompute_granularity",
             "selective",
         ),

@@ -41,14 +41,14 @@ def given_input() -> Tensor:
 
 
 def alive(tape: Tape) -> int:
-    return sum(event.sign * event.storage.requested for event in tape.events)
+    return sum(sign * storage.requested for storage, sign in tape.events)
 
 
 def test_forward_keeps_the_input_and_nothing_in_between() -> None:
     tape, x = Tape(), given_input()
     out, _ = recomputed(tape, (x,), two_steps)
     assert alive(tape) == KB
-    assert not tape.discard
+    assert tape.keeping
     assert x.storage is not None
     assert x.storage.refs == 2
     assert x.storage.kind == "activations"
@@ -62,7 +62,7 @@ def test_backward_plays_it_again_once_and_lets_everything_go() -> None:
     tape.drop(out)
     before = len(tape.events)
     reached = tape.backward(out, Storage(KB, None))
-    made = [e.storage.requested for e in tape.events[before:] if e.sign > 0]
+    made = [storage.requested for storage, sign in tape.events[before:] if sign > 0]
     # The tensor in between, once; then its gradient and the input's. The last operation saves
     # nothing but its input, so that it is not run again.
     assert made == [2 * KB, 2 * KB, KB]
