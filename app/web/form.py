@@ -34,8 +34,6 @@ _LORA = {
     "use_dora": "use_dora",
 }
 _ARTICLE_ONLY = "trainable_percent"
-_NEEDS = {"recompute_granularity": "gradient_checkpointing"}
-"""Fields that mean nothing unless another is ticked."""
 _UNREAD = ("id2label", "label2id", "vision_config", "audio_config")
 """Parts of configurations that no formula reads, and that may be long."""
 
@@ -134,7 +132,7 @@ def read_case(state: State, model: ModelChoice) -> Case:
     for field in (*CASE_FIELDS, *ADVANCED_FIELDS):
         if field.name == _ARTICLE_ONLY or not is_shown(field, state):
             continue
-        if field.name in _NEEDS and not state[_NEEDS[field.name]]:
+        if field.name == "recompute_granularity" and not _recomputes(state):
             continue
         value = state[field.name]
         if field.kind in ("choice", "search") and value in (NONE, ""):
@@ -146,6 +144,11 @@ def read_case(state: State, model: ModelChoice) -> Case:
     if lora:
         data["lora"] = {**lora, "target_modules": _targets(lora["target_modules"])}
     return Case.from_dict(data)
+
+
+def _recomputes(state: State) -> bool:
+    """Whether there is something to recompute, and a choice of what."""
+    return bool(state["gradient_checkpointing"]) and state["stack"] in (NONE, "")
 
 
 def _targets(value: Any) -> Any:

@@ -75,8 +75,8 @@ def attend(
     `by_head` is whether queries (and keys) lie in memory as [B, heads, Q, d].
     """
 
-    def core(played: Tape, *inputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        return _attend(played, *inputs, spec, ctx, by_head)
+    def core(played: Tape, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
+        return _attend(played, q, k, v, spec, ctx, by_head)
 
     if ctx.selective:
         return recomputed(tape, (query, key, value), core)
