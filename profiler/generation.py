@@ -20,6 +20,9 @@ from profiler.loops import Observer, accepted_names, run_forward
 _PREPARE_INPUTS = ("cpmant", "openai-gpt", "xlm")
 """Model types that do not take the newest token alone: only they know their inputs."""
 
+_PROMPT_MASK = ("mamba", "mamba2", "falcon_mamba")
+"""Model types whose `prepare_inputs_for_generation` hands the mask to the prefill only."""
+
 CACHE_NAMES = ("past_key_values", "cache_params", "state", "mems")
 """What models call that which they carry from step to step."""
 
@@ -106,10 +109,11 @@ class Generation:
             extra["position_ids"] = positions.unsqueeze(0)
         if "logits_to_keep" in accepted:
             extra["logits_to_keep"] = 1
+        unmasked = self._base.config.model_type in _PROMPT_MASK
         newest = self.input_ids[:, start:].clone(memory_format=torch.contiguous_format)
         return {
             "input_ids": newest,
-            "attention_mask": self.mask,
+            "attention_mask": None if self._prefilled and unmasked else self.mask,
             **self.carried,
             "use_cache": True,
             **extra,

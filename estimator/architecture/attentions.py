@@ -12,8 +12,10 @@ from estimator.architecture import (
     gemma4,
     latent,
     llama4,
+    selective_scan,
     short_conv,
     split,
+    state_space,
     xglm,
 )
 from estimator.architecture import attention as standard
@@ -31,6 +33,8 @@ _RECIPES: dict[str, Callable[[Tape, Tensor, Attention, Context], tuple[Tensor, T
     "gpt_neo": fp32_scores.gpt_neo_attention,
     "delta_net": delta_net.attention,
     "gated": gated_attention.attention,
+    "selective_scan": selective_scan.attention,
+    "state_space": state_space.attention,
     "short_conv": short_conv.attention,
     "latent": latent.attention,
     "llama4": llama4.attention,

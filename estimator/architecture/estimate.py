@@ -55,7 +55,12 @@ def estimate_architecture(case: Case) -> MemoryReport:
         ),
         phases=run.finish(),
         components=components,
-        assumptions=(*_assumptions(case, config), *_checkpoint_line(config, spec), *lines),
+        assumptions=(
+            *_assumptions(case, config),
+            *_kernel_line(spec),
+            *_checkpoint_line(config, spec),
+            *lines,
+        ),
     )
 
 
@@ -117,7 +122,10 @@ def _refuse(case: Case, spec: ModelSpec) -> None:
     """Say clearly what has no formula yet, and what no library runs."""
     _refuse_dropout_on_experts(case, spec)
     _refuse_adapters_on_routers(case, spec)
+    activation = next((layer.mlp.activation for layer in spec.layers if layer.mlp), None)
     reasons = {
+        f"quantization {case.quantization!r} of {spec.model_type} (its code multiplies by weights "
+        "itself)": case.quantization is not None and not spec.quantizable,
         f"mixed_precision {case.mixed_precision!r} in inference": (
             case.mixed_precision is not None and not case.training
         ),
@@ -133,9 +141,7 @@ def _refuse(case: Case, spec: ModelSpec) -> None:
             and not case.prepare_kbit
         ),
         "DoRA on stacked experts (peft has none)": _dora_experts(case, spec),
-        f"activation {spec.layers[0].mlp.activation!r}": not known_activation(
-            spec.layers[0].mlp.activation
-        ),
+        f"activation {activation!r}": activation is not None and not known_activation(activation),
     }
     for what, present in reasons.items():
         if present:
@@ -175,6 +181,7 @@ def _refuse_dropout_on_experts(case: Case, spec: ModelSpec) -> None:
 def _refuse_adapters_on_routers(case: Case, spec: ModelSpec) -> None:
     """A router that returns several tensors fails inside peft's wrapper of a linear."""
     lora = case.lora
+    _refuse_unadaptable(case, spec)
     if lora is None:
         return
     names = {mixture.router_name for mixture in _mixtures(spec)} - {None}
@@ -184,6 +191,20 @@ def _refuse_adapters_on_routers(case: Case, spec: ModelSpec) -> None:
         raise CaseError(
             f"target_modules {lora.target_modules!r} put an adapter on the router of {spec.name}, "
             "where peft fails: name others, such as q_proj and v_proj",
+            field="lora.target_modules",
+        )
+
+
+def _refuse_unadaptable(case: Case, spec: ModelSpec) -> None:
+    """peft refuses what Mamba's kernels would pass by (`_check_lora_target_modules_mamba`)."""
+    if case.lora is None or not spec.unadaptable:
+        return
+    targets = case.lora.target_modules
+    if targets == "all-linear" or set(spec.unadaptable) & set(targets):
+        raise CaseError(
+            f"target_modules {targets!r} put an adapter on {', '.join(spec.unadaptable)} of "
+            f"{spec.name}, which peft refuses in models of type {spec.model_type}: name others, "
+            "such as in_proj",
             field="lora.target_modules",
         )
 
@@ -215,6 +236,15 @@ def _checkpoint_line(config: ModelConfig, spec: ModelSpec) -> tuple[str, ...]:
     return (
         f"{config.checkpoint.sentence}, but its configuration makes {spec.parameters}: the "
         "estimate follows the configuration",
+    )
+
+
+def _kernel_line(spec: ModelSpec) -> tuple[str, ...]:
+    if spec.kernels is None:
+        return ()
+    return (
+        f"without {spec.kernels}'s kernels: transformers' own code, as where the package is not "
+        "installed; with it much less is needed",
     )
 
 

@@ -75,6 +75,7 @@ def gemma4_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
         tape.drop(normed)
         fed, held = _with_experts(tape, residual, fed, spec.mlp, ctx, probabilities)
     else:
+        assert spec.mlp is not None
         fed = mlp(tape, normed, spec.mlp, ctx)
         tape.drop(normed)
     fed = _replaced(tape, fed, spec.mlp_out_norm, ctx)

@@ -28,6 +28,7 @@ from estimator.architecture.training import (
     block_input,
     probabilities,
     rotary_tables,
+    stream_width,
 )
 from estimator.case import Case
 from estimator.gpus import workspace_bytes
@@ -113,15 +114,23 @@ def _forward(run: Run, spec: ModelSpec, ctx: Context) -> None:
     returned = Held()
     for stretch in stretches(numbers):
         number = numbers[stretch[0]]
+        layer = spec.layers[stretch[0]]
+        seen = layer_context(layer, ctx)
+        count = len(stretch)
+        if spec.residual_fp32 and stretch.start == 0:
+            # The first layer widens the residual, and reads the embeddings themselves.
+            run.exchange("temporaries", also_held, Held())
+            run.play(_layer_pass(spec, layer, seen, ctx.width))
+            run.exchange("temporaries", Held(), also_held)
+            count -= 1
         if number not in passes:
-            layer = spec.layers[stretch[0]]
-            seen = layer_context(layer, ctx)
             named = probabilities(spec, layer, seen) + _shared_states(layer, seen)
-            passes[number] = _layer_pass(spec, layer, seen), named
+            passes[number] = _layer_pass(spec, layer, seen, stream_width(spec, ctx)), named
         played, leaves = passes[number]
-        run.play_layers(played, len(stretch), returned, leaves)
+        if count:
+            run.play_layers(played, count, returned, leaves)
         returned = leaves
-    x = block_input(spec.hidden_size, ctx, grad=False)
+    x = block_input(spec.hidden_size, ctx, grad=False, width=stream_width(spec, ctx))
     normed = blocks.final_norm(tape, x, spec, ctx)
     tape.drop(x, *held)
     run.play(Pass.of(tape.take_events(), "the final norm"))
@@ -165,9 +174,9 @@ def _shared_states(layer: Layer, ctx: Context) -> Held:
     return sum((Held(size, expected_block(size)) for size in sizes), Held())
 
 
-def _layer_pass(spec: ModelSpec, layer: Layer, ctx: Context) -> Pass:
+def _layer_pass(spec: ModelSpec, layer: Layer, ctx: Context, width: int) -> Pass:
     tape = Tape(recording=False)
-    x = block_input(spec.hidden_size, ctx, grad=False)
+    x = block_input(spec.hidden_size, ctx, grad=False, width=width)
     blocks.decoder_layer(tape, x, layer, ctx)
     tape.drop(x)
     return Pass.of(tape.events, "a layer with its keys and values")

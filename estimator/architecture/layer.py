@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from estimator.architecture import alibi, falcon, fp32_scores, gemma4, inlined, post_norm, split
+from estimator.architecture import (
+    alibi,
+    falcon,
+    fp32_scores,
+    gemma4,
+    inlined,
+    post_norm,
+    single,
+    split,
+)
 from estimator.architecture.attentions import self_attention
 from estimator.architecture.context import Context
 from estimator.architecture.moe import feed_forward
@@ -36,6 +45,8 @@ LAYERS: dict[str, Callable[[Tape, Tensor, Layer, Context], Tensor]] = {
     "falcon": falcon.falcon_layer,
     "bloom": alibi.bloom_layer,
     "gemma4": gemma4.gemma4_layer,
+    "single": single.single_layer,
+    "single_fp32": single.single_layer_fp32,
     "split_parallel": split.parallel_layer,
     "summed_parallel": fp32_scores.parallel_layer,
 }
@@ -130,6 +141,10 @@ def final_norm(tape: Tape, x: Tensor, spec: ModelSpec, ctx: Context) -> Tensor:
 def logits(tape: Tape, x: Tensor, spec: ModelSpec, ctx: Context, rows: int) -> Tensor:
     """The head's product for `rows` tokens: [rows, vocabulary]."""
     x = _transformed(tape, x, spec, ctx, rows)
+    if x.width != ctx.outer_width and ctx.amp is None:
+        wide, wanted = x, tape.view(x, rows * spec.hidden_size)
+        x = cast(tape, wanted, ctx.outer_width)
+        tape.drop(wide, wanted)
     if spec.head_input_scaled:
         given, x = x, scale(tape, x)
         tape.drop(given)
@@ -144,6 +159,9 @@ def logits(tape: Tape, x: Tensor, spec: ModelSpec, ctx: Context, rows: int) -> T
     saves = operands(read, weight)
     out = tape.op(count, read.width, inputs, saves, viewed=True, component="logits")
     tape.drop(weight, read)
+    if spec.logits_fp32:
+        narrow, out = out, as_logits(cast(tape, out, 4))
+        tape.drop(narrow)
     if spec.logits_scaled:
         scaled = tape.op(count, ctx.width, (out,), component="logits")
         tape.drop(out)

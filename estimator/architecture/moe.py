@@ -15,8 +15,9 @@ from estimator.architecture.tape import Tape, Tensor
 from estimator.spec import Mlp, Moe
 
 
-def feed_forward(tape: Tape, x: Tensor, spec: Mlp | Moe, ctx: Context) -> Tensor:
+def feed_forward(tape: Tape, x: Tensor, spec: Mlp | Moe | None, ctx: Context) -> Tensor:
     """Play an MLP or a mixture of experts on `x` ([B, Q, hidden], borrowed)."""
+    assert spec is not None
     if not isinstance(spec, Moe):
         return mlp(tape, x, spec, ctx)
     return (dense_mixture if spec.every else mixture)(tape, x, spec, ctx)

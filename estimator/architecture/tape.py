@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from estimator.allocator import expected_block
 from estimator.architecture.events import Event, Storage
 
 if TYPE_CHECKING:
@@ -106,6 +107,13 @@ class Tape:
     ) -> Tensor:
         """Allocate a tensor."""
         return Tensor(count, width, grad, self._allocate(count * width, component))
+
+    def new_many(self, count: int, width: int, copies: int) -> Tensor:
+        """Allocate equal tensors that live and die together, as one; each is a block of its own."""
+        many = self.new(count * copies, width)
+        assert many.storage is not None
+        many.storage.allocated = copies * expected_block(count * width)
+        return many
 
     def alias(self, tensor: Tensor) -> Tensor:
         """Return another reference to a tensor, as `x.to(x.dtype)` does."""

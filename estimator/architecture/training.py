@@ -115,12 +115,14 @@ def _forward_and_backward(
         if stretch.stop < len(kinds.order):
             # Whether a layer's output is saved is for the next one to say.
             saved = kinds.passes[kinds.order[stretch.stop]].keeps_input
-            moved = expected_block(hidden.size) * (saved - kinds.passes[key].keeps_input)
+            stream = ctx.tokens * spec.hidden_size * stream_width(spec, ctx)
+            moved = expected_block(stream) * (saved - kinds.passes[key].keeps_input)
             run.rename("temporaries", "activations", moved)
     head = Tape(accumulate=accumulates)
-    x = block_input(spec.hidden_size, ctx, kinds.passes[kinds.order[-1]].out_grad)
+    last = kinds.passes[kinds.order[-1]]
+    x = block_input(spec.hidden_size, ctx, last.out_grad, stream_width(spec, ctx))
     assert x.storage is not None
-    x.storage.saved = kinds.passes[kinds.order[-1]].keeps_input
+    x.storage.saved = last.keeps_input
     normed = blocks.final_norm(head, x, spec, ctx)
     head.drop(x)
     norm_events = head.take_events()
@@ -271,7 +273,7 @@ def _layer_passes(spec: ModelSpec, ctx: Context, in_grad: bool, accumulates: boo
                 played = replace(played, forward=Pass.of(events, played.forward.label))
             kinds.passes[key] = played
         kinds.order.append(key)
-        grad, width = kinds.passes[key].out_grad, ctx.width
+        grad, width = kinds.passes[key].out_grad, stream_width(spec, ctx)
     return kinds
 
 
@@ -334,6 +336,11 @@ def _play_layer(
     first_pass.release_pins()
     unpin = Pass.of(first_pass.take_events(), "the graph goes")
     return LayerPasses(forward, backward, out.grad, keeps_input, release, unshare, unpin)
+
+
+def stream_width(spec: ModelSpec, ctx: Context) -> int:
+    """Return the bytes of an element of what flows from layer to layer."""
+    return 4 if spec.residual_fp32 else ctx.width
 
 
 def block_input(hidden_size: int, ctx: Context, grad: bool, width: int | None = None) -> Tensor:

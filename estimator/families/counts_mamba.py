@@ -1,18 +1,11 @@
-"""Parameter counts of Mamba, Mamba 2 and Falcon Mamba.
+"""Parameter counts of the mixers of Mamba and Mamba 2.
 
-Source: transformers/models/{mamba,mamba2,falcon_mamba}/{modeling,configuration}_*.py.
+Source: transformers/models/{mamba,mamba2}/modeling_*.py.
 """
 
 from __future__ import annotations
 
-from estimator.families.counts import (
-    convolution,
-    embeddings,
-    layer_count,
-    linear,
-    time_step_rank,
-)
-from estimator.families.reader import ConfigReader
+from estimator.families.counts import convolution, linear
 
 
 def mamba_mixer(
@@ -58,41 +51,3 @@ def mamba2_mixer(
     output = linear(inner, hidden, bias if output_bias is None else output_bias)
     norm = inner if normed else 0
     return projection + convolution(channels, kernel, conv_bias) + 3 * heads + norm + output
-
-
-def count_mamba(reader: ConfigReader) -> int:
-    """MambaForCausalLM, FalconMambaForCausalLM (whose inner norms have no weights)."""
-    hidden = reader.size("hidden_size", default=768)
-    expanded = reader.size("expand", default=2) * hidden
-    mixer = mamba_mixer(
-        hidden,
-        # transformers lets intermediate_size overrule the product (falcon-mamba-7b).
-        inner=reader.size("intermediate_size", default=expanded),
-        state=reader.size("state_size", default=16),
-        rank=time_step_rank(reader, "time_step_rank", hidden),
-        kernel=reader.size("conv_kernel", default=4),
-        bias=reader.flag("use_bias", False),
-        conv_bias=reader.flag("use_conv_bias", True),
-    )
-    outer = embeddings(reader, reader.size("vocab_size", default=50280), hidden, True)
-    return outer + layer_count(reader, 32) * (mixer + hidden) + hidden
-
-
-def count_mamba2(reader: ConfigReader) -> int:
-    """Mamba2ForCausalLM."""
-    hidden = reader.size("hidden_size", default=4096)
-    inner = reader.size("expand", default=2) * hidden
-    heads = reader.size("num_heads", default=128)
-    reader.divided("expand times hidden_size", inner, "num_heads", heads)
-    mixer = mamba2_mixer(
-        hidden,
-        inner=inner,
-        state=reader.size("state_size", default=128),
-        heads=heads,
-        groups=reader.size("n_groups", default=8),
-        kernel=reader.size("conv_kernel", default=4),
-        bias=reader.flag("use_bias", False),
-        conv_bias=reader.flag("use_conv_bias", True),
-    )
-    outer = embeddings(reader, reader.size("vocab_size", default=32768), hidden, False)
-    return outer + layer_count(reader, 64) * (mixer + hidden) + hidden

@@ -11,7 +11,6 @@ from estimator.families.counts_hybrid import (
     count_jamba,
     count_nemotron_h,
 )
-from estimator.families.counts_mamba import count_mamba, count_mamba2
 from estimator.families.counts_older import (
     count_bert,
     count_gpt_neox_japanese,
@@ -32,9 +31,6 @@ from estimator.families.counts_zamba import count_zamba, count_zamba2
 from estimator.families.reader import ConfigReader
 
 COUNTERS: dict[str, Callable[[ConfigReader], int]] = {
-    "mamba": count_mamba,
-    "falcon_mamba": count_mamba,
-    "mamba2": count_mamba2,
     "jamba": count_jamba,
     "bamba": count_bamba,
     "falcon_h1": count_falcon_h1,

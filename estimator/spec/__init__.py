@@ -6,7 +6,7 @@ modules in `estimator.families` translate each `model_type`'s configuration into
 
 from estimator.spec.attention import Attention, Latent
 from estimator.spec.linears import Linear, Norm
-from estimator.spec.mixers import DeltaNet, Mixer, ShortConv, State
+from estimator.spec.mixers import DeltaNet, Mixer, SelectiveScan, ShortConv, State, StateSpaceDual
 from estimator.spec.mlp import Mlp, Moe
 from estimator.spec.model import HeadTransform, Layer, ModelSpec
 
@@ -22,6 +22,8 @@ __all__ = [
     "ModelSpec",
     "Moe",
     "Norm",
+    "SelectiveScan",
     "ShortConv",
     "State",
+    "StateSpaceDual",
 ]

@@ -22,6 +22,9 @@ class Linear:
     """Whether it is of a class of the model's own (Falcon): the bias is added by an operation of
     its own, and transformers does not quantize it (integrations/bitsandbytes.py takes `nn.Linear`
     itself only)."""
+    bypassed: bool = False
+    """Whether the code multiplies by its weight itself unless it is quantized, so that an adapter
+    on it never runs (Jamba's time steps)."""
     fp32: bool = False
     """Whether its weight stays in fp32, whatever the model's dtype."""
 

@@ -109,3 +109,100 @@ class ShortConv:
     def states(self) -> tuple[State, ...]:
         """Columns of the convolution."""
         return (State(self.channels * self.kernel),)
+
+
+@dataclass(frozen=True, slots=True)
+class SelectiveScan:
+    """Mamba's selective state space (S6): a state of `state` features for each channel.
+
+    `inputs` are its projections: of channels and their gates, of what selects (time steps, and
+    the state's inputs and outputs), and of the time steps to all channels.
+
+    Source: https://arxiv.org/abs/2312.00752, section 3.4.
+    """
+
+    channels: int
+    state: int
+    rank: int
+    kernel: int
+    inputs: tuple[Linear, Linear, Linear]
+    conv_bias: bool
+    masked: bool = False
+    """Whether the mask of padded tokens is multiplied in, though there are none."""
+    selection_norms: tuple[Norm, ...] = ()
+    """Norms of time steps, inputs and outputs of the state (Jamba)."""
+
+    @property
+    def norms(self) -> tuple[Norm, ...]:
+        """The norms of what selects."""
+        return self.selection_norms
+
+    @property
+    def parameters_apart(self) -> tuple[int, ...]:
+        """Elements of the rates, of the channels' shares of the input, and of the convolution."""
+        conv = (self.channels * self.kernel, *((self.channels,) if self.conv_bias else ()))
+        return self.channels * self.state, self.channels, *conv
+
+    @property
+    def states(self) -> tuple[State, ...]:
+        """Columns of the convolution, and each channel's state in fp32."""
+        return State(self.channels * self.kernel), State(self.channels * self.state, fp32=True)
+
+
+@dataclass(frozen=True, slots=True)
+class StateSpaceDual:
+    """Mamba 2's state space: a matrix of `head_dim` by `state` features for each head.
+
+    `projection` makes gates, channels with the state's inputs and outputs, and time steps, side
+    by side. The sequence is computed in chunks of `chunk` tokens.
+
+    Source: https://arxiv.org/abs/2405.21060, section 7.
+    """
+
+    heads: int
+    head_dim: int
+    state: int
+    groups: int
+    kernel: int
+    chunk: int
+    projection: Linear
+    norm: Norm | None
+    conv_bias: bool
+    masked: bool = False
+    """Whether the mask of padded tokens is multiplied in, though there are none."""
+    norm_style: str = "gated"
+    """How gate and norm go together: a key of `NORMS` in estimator/architecture/gated_norms.py."""
+
+    @property
+    def channels(self) -> int:
+        """Features of all heads."""
+        return self.heads * self.head_dim
+
+    @property
+    def convolved(self) -> int:
+        """Features that the convolution sees: channels, and the state's inputs and outputs."""
+        return self.channels + 2 * self.groups * self.state
+
+    @property
+    def inputs(self) -> tuple[Linear, ...]:
+        """The projection."""
+        return (self.projection,)
+
+    @property
+    def norms(self) -> tuple[Norm, ...]:
+        """The norm of its output."""
+        return () if self.norm is None else (self.norm,)
+
+    @property
+    def parameters_apart(self) -> tuple[int, ...]:
+        """Elements of each head's step bias, rate and share of the input, and the convolution."""
+        conv = (self.convolved * self.kernel, *((self.convolved,) if self.conv_bias else ()))
+        return (*(self.heads,) * 3, *conv)
+
+    @property
+    def states(self) -> tuple[State, ...]:
+        """Columns of the convolution, and each head's matrix in fp32."""
+        return (
+            State(self.convolved * self.kernel),
+            State(self.channels * self.state, fp32=True),
+        )

@@ -28,7 +28,7 @@ class Layer:
     input_norm: Norm | None
     attention: Attention
     post_norm: Norm | None
-    mlp: Mlp | Moe
+    mlp: Mlp | Moe | None
     dropout: float = 0.0
     holds_attended: bool = False
     attention_out_norm: Norm | None = None
@@ -37,6 +37,9 @@ class Layer:
     attended_dropout: bool = True
     holds_attended_input: bool = False
     residual_scaled: bool = False
+    attends: bool = True
+    """Whether it has an attention (or what stands in its place): Nemotron-H has layers of an MLP
+    alone, whose `attention` then only says what the model's others are like."""
     recipe: str = "pre_norm"
     """Which code runs the layer: `pre_norm`, or a key of `LAYERS` in
     estimator/architecture/layer.py."""
@@ -44,13 +47,21 @@ class Layer:
     @property
     def linears(self) -> tuple[Linear, ...]:
         """Its linears in the order in which they run."""
-        return (*self.attention.linears, *self.mlp.linears)
+        attention = self.attention.linears if self.attends else ()
+        return attention if self.mlp is None else (*attention, *self.mlp.linears)
 
     @property
     def norms(self) -> tuple[Norm, ...]:
         """Its norms, those of queries and keys first."""
         around = (self.input_norm, self.post_norm, self.attention_out_norm, self.mlp_out_norm)
-        return (*self.attention.norms, *(norm for norm in around if norm is not None))
+        own = self.attention.norms if self.attends else ()
+        return (*own, *(norm for norm in around if norm is not None))
+
+    @property
+    def parameters_apart(self) -> tuple[int, ...]:
+        """Elements of each parameter that is no linear's or norm's."""
+        attention = self.attention.parameters_apart if self.attends else ()
+        return attention if self.mlp is None else (*attention, *self.mlp.parameters_apart)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +143,17 @@ class ModelSpec:
     """Whether the head's input is divided by a number (MiniCPM3)."""
     tables_by_sequence: bool = False
     """Whether each sequence has a cos and a sin of its own (Qwen 3.5's three positions)."""
+    residual_fp32: bool = False
+    """Whether what flows from layer to layer is in fp32 (Mamba)."""
+    logits_fp32: bool = False
+    """Whether the model's code casts its logits to fp32 (Mamba)."""
+    unadaptable: tuple[str, ...] = ()
+    """Names of linears that peft refuses to adapt in models of the type (Mamba's `out_proj`)."""
+    quantizable: bool = True
+    """Whether its code runs with quantized linears (not where it multiplies by a weight itself)."""
+    kernels: str | None = None
+    """A package whose kernels transformers would take, were they installed: these formulas are
+    for its own code, which needs more memory."""
     returns_probabilities: bool = False
     """Whether layers return eager attention's probabilities, which the model's loop then holds
     until the next layer returns (GPT-J)."""
@@ -192,8 +214,7 @@ class ModelSpec:
                     yield linear.outputs
             for norm in layer.norms:
                 yield from norm.shapes
-            yield from layer.attention.parameters_apart
-            yield from layer.mlp.parameters_apart
+            yield from layer.parameters_apart
         if self.final_norm is not None:
             yield from self.final_norm.shapes
         if self.head_transform is not None:

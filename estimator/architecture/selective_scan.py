@@ -1,0 +1,281 @@
+"""Formulas of Mamba's selective state space (S6) as transformers' own code runs it, token by token.
+
+Symbols: B batch, Q tokens, I channels, N features of a channel's state. Where the packages
+mamba-ssm and causal-conv1d are installed, their kernels need far less.
+
+Source: transformers/models/mamba/modeling_mamba.py (`MambaMixer.forward`, `mamba_selective_scan`,
+`mamba_selective_state_update`), falcon_mamba and jamba.
+"""
+
+from __future__ import annotations
+
+from estimator.architecture.context import Context
+from estimator.architecture.convolution import convolution, convolution_step, keep_columns
+from estimator.architecture.norms import norm
+from estimator.architecture.parts import (
+    add,
+    cast,
+    half_weight,
+    linear,
+    multiply,
+    operands,
+    parameter,
+    product_input,
+    scale,
+)
+from estimator.architecture.tape import NEW, PASS, Tape, Tensor
+from estimator.spec import Attention, SelectiveScan
+
+_PLAYED = 2
+"""Tokens at each end of the scan that are played one by one; those between are played as one."""
+
+
+def attention(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Tensor, None]:
+    """Return the block's output; there are no probabilities."""
+    scan = spec.mixer
+    assert isinstance(scan, SelectiveScan)
+    projection, selection, _ = scan.inputs
+    given = _masked(tape, x, scan, ctx)
+    both = linear(tape, given, projection, ctx)
+    rates = _rates(tape, scan, ctx)
+    half = both.count // 2
+    value, gate = tape.split(both, (half, half), both.size)
+    active = _convolved(tape, value, scan, ctx)
+    tape.drop(value)
+    mixed = _masked(tape, active, scan, ctx)
+    tape.drop(active)
+    read = _laid_out(tape, mixed, ctx)
+    selected = linear(tape, read, selection, ctx)
+    tape.drop(read)
+    step, inner, outer = _parts(tape, selected, scan, ctx)
+    tape.drop(selected)
+    time = _time_steps(tape, step, scan, ctx)
+    bias = cast(tape, parameter(scan.channels, ctx.width, ctx.full), 4)
+    states = (mixed, time, rates, inner, outer, gate, bias)
+    if ctx.decoding:
+        out, last = _step(tape, states, scan, ctx), None
+    else:
+        out, last = _scanned(tape, states, scan, ctx)
+    if ctx.cached and not ctx.decoding:
+        count = ctx.batch * scan.channels * scan.state
+        tape.new(count, 4, component="kv_cache")
+    narrow = cast(tape, out, x.width)
+    read = _laid_out(tape, narrow, ctx)
+    result = linear(tape, read, spec.output, ctx)
+    tape.drop(read, narrow, given, rates, mixed, both, time, inner, outer, bias)
+    tape.drop(out, gate, last)
+    return result, None
+
+
+def _masked(tape: Tape, x: Tensor, scan: SelectiveScan, ctx: Context) -> Tensor:
+    """`x * mask`; after the prefill generate gives no mask."""
+    return scale(tape, x) if scan.masked and not ctx.decoding else tape.alias(x)
+
+
+def _laid_out(tape: Tape, x: Tensor, ctx: Context) -> Tensor:
+    """A product's copy of a transposed input, where it has rows of several sequences and trains."""
+    read = product_input(tape, x, ctx)
+    if ctx.batch == 1 or not read.grad:
+        return read
+    out = tape.op(read.count, read.width, (read,), grads=(PASS,))
+    tape.drop(read)
+    return out
+
+
+def _rates(tape: Tape, scan: SelectiveScan, ctx: Context) -> Tensor:
+    """`-exp(A)`, fp32."""
+    count = scan.channels * scan.state
+    wide = cast(tape, parameter(count, ctx.width, ctx.full), 4)
+    grown = tape.op(count, 4, (wide,), saves_out=True)
+    tape.drop(wide)
+    out = scale(tape, grown)
+    tape.drop(grown)
+    return out
+
+
+def _convolved(tape: Tape, x: Tensor, scan: SelectiveScan, ctx: Context) -> Tensor:
+    """The convolution and its activation."""
+    if ctx.decoding:
+        out = convolution_step(tape, x, scan.channels, scan.kernel, ctx)
+        active = tape.new(x.count, x.width)
+        tape.drop(out)
+        return active
+    if ctx.cached:
+        keep_columns(tape, scan.channels, scan.kernel, ctx, x.width)
+    cut = convolution(tape, x, scan.channels, scan.kernel, scan.conv_bias, ctx)
+    active = tape.op(cut.count, cut.width, (cut,), (cut,))
+    tape.drop(cut)
+    return active
+
+
+def _parts(tape: Tape, x: Tensor, scan: SelectiveScan, ctx: Context) -> tuple[Tensor, ...]:
+    """Time steps, inputs and outputs of the state, normalized where the family does."""
+    counts = tuple(ctx.tokens * n for n in (scan.rank, scan.state, scan.state))
+    parts = tape.split(x, counts, x.size)
+    if not scan.selection_norms:
+        return parts
+    normed = tuple(
+        norm(tape, part, own, ctx) for part, own in zip(parts, scan.selection_norms, strict=True)
+    )
+    tape.drop(*parts)
+    return normed
+
+
+def _time_steps(tape: Tape, x: Tensor, scan: SelectiveScan, ctx: Context) -> Tensor:
+    """The steps of all channels, [B, I, Q]: a product with the weight, which is no module's call
+    unless it is quantized. `x` is consumed."""
+    steps = scan.inputs[2]
+    if ctx.quantization is not None and steps.bypassed:
+        biased = linear(tape, x, steps, ctx)
+        bias = parameter(scan.channels, ctx.width, ctx.full)
+        out = tape.op(biased.count, biased.width, (biased, bias), grads=(PASS, NEW))
+        tape.drop(biased, x)
+        return out
+    weight = half_weight(tape, parameter(steps.weight_count, ctx.width, ctx.full), ctx)
+    read = product_input(tape, x, ctx)
+    out = tape.op(ctx.tokens * scan.channels, read.width, (weight, read), operands(read, weight))
+    tape.drop(x, read, weight)
+    if not out.grad:
+        return out
+    product, out = out, tape.op(out.count, out.width, (out,), grads=(PASS,))
+    tape.drop(product)
+    return out
+
+
+def _opened(tape: Tape, time: Tensor, bias: Tensor, ctx: Context) -> Tensor:
+    """softplus(time + bias), which autocast computes in fp32."""
+    narrow = cast(tape, bias, time.width)
+    moved = tape.op(time.count, time.width, (time, narrow), grads=(PASS, NEW))
+    tape.drop(narrow)
+    wide = moved if ctx.amp is None else cast(tape, moved, 4)
+    if wide is not moved:
+        tape.drop(moved)
+    out = tape.op(wide.count, wide.width, (wide,), (wide,))
+    tape.drop(wide)
+    return out
+
+
+def _by_state(tape: Tape, a: Tensor, b: Tensor, count: int) -> Tensor:
+    """A product broadcast to [B, I, Q, N] fp32; backward sums a full one for what is smaller."""
+    summed = sum(x.grad and x.count < count for x in (a, b))
+    return tape.op(count, 4, (a, b), operands(a, b), temporaries=(4 * count,) * summed)
+
+
+def _scanned(
+    tape: Tape, states: tuple[Tensor, ...], scan: SelectiveScan, ctx: Context
+) -> tuple[Tensor, Tensor]:
+    """Return the gated output, [B, I, Q] fp32, and the last state; `states` are borrowed."""
+    mixed, time, rates, inner, outer, gate, bias = states
+    count = ctx.tokens * scan.channels * scan.state
+    share = cast(tape, parameter(scan.channels, ctx.width, ctx.full), 4)
+    opened = _opened(tape, time, bias, ctx)
+    exponents = _by_state(tape, rates, opened, count)
+    decays = tape.op(count, 4, (exponents,), saves_out=True)
+    tape.drop(exponents)
+    inner32 = cast(tape, inner, 4)
+    factors = _by_state(tape, opened, inner32, count)
+    tape.drop(inner32)
+    mixed32 = cast(tape, mixed, 4)
+    added = _by_state(tape, factors, mixed32, count)
+    tape.drop(mixed32)
+    rows, last, made = _loop(tape, (decays, added, outer), scan, ctx, mixed.width)
+    out = _with_input(tape, rows, mixed, share)
+    tape.drop(rows)
+    active = tape.op(gate.count, gate.width, (gate,), (gate,))
+    gated = multiply(tape, active, out)
+    tape.drop(active, out, opened, decays, factors, added, *made, share)
+    return gated, last
+
+
+def _with_input(tape: Tape, rows: Tensor, mixed: Tensor, share: Tensor) -> Tensor:
+    """`rows + mixed * share`, one share a channel, in fp32."""
+    temporaries = (4 * mixed.count,) if share.grad or mixed.width < 4 else ()
+    product = tape.op(
+        mixed.count, 4, (share, mixed), operands(mixed, share), temporaries=temporaries
+    )
+    out = add(tape, rows, product)
+    tape.drop(product)
+    return out
+
+
+def _loop(
+    tape: Tape, parts: tuple[Tensor, ...], scan: SelectiveScan, ctx: Context, width: int
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Token by token: `state = decay * state + added`, and its product with what reads it.
+
+    Returns:
+        the outputs, [B, I, Q], the last state, and each token's output, which a list holds.
+    """
+    decays, added, outer = parts
+    size = ctx.batch * scan.channels * scan.state
+    out_size = ctx.batch * scan.channels
+    Q = ctx.queries
+    between = max(0, Q - 2 * _PLAYED)
+    state = tape.new(size, width)
+    made: list[Tensor] = []
+    for index in range(Q - between + bool(between)):
+        if between and index == _PLAYED:
+            before, state = state, _many_tokens(tape, parts, state, between, width)
+            made.append(tape.new_many(out_size, width, between))
+            tape.drop(before)
+            continue
+        decay = tape.view(decays, size, decays.size)
+        product = tape.op(size, 4, (decay, state), operands(decay, state))
+        more = tape.view(added, size, added.size)
+        before, state = state, add(tape, product, more)
+        tape.drop(product, decay, more, before)
+        narrow = cast(tape, state, width)
+        row = tape.view(outer, ctx.batch * scan.state, outer.size)
+        made.append(tape.op(out_size, width, (narrow, row), operands(narrow, row)))
+        tape.drop(narrow, row)
+    out = tape.op(out_size * Q, width, tuple(made), grads=(PASS,) * len(made))
+    return out, state, made
+
+
+def _many_tokens(
+    tape: Tape, parts: tuple[Tensor, ...], state: Tensor, tokens: int, width: int
+) -> Tensor:
+    """What the tokens between keep for backward: a state each, and its narrow copy."""
+    decays, added, outer = parts
+    kept = [tape.new_many(state.count, 4, tokens - 1)] if decays.grad else []
+    if decays.grad and width < 4:
+        kept.append(tape.new_many(state.count, width, tokens))
+    decay, more = (tape.view(x, state.count, x.size) for x in (decays, added))
+    row = tape.view(outer, outer.count // (added.count // state.count), outer.size)
+    out = tape.op(state.count, 4, (row, more, state, decay), (state, *kept))
+    tape.drop(*kept, decay, more, row)
+    return out
+
+
+def _step(tape: Tape, states: tuple[Tensor, ...], scan: SelectiveScan, ctx: Context) -> Tensor:
+    """One token's step, without gradients: a few copies of the state."""
+    mixed, time, _, inner, _, _, bias = states
+    size = ctx.batch * scan.channels * scan.state
+    opened = _opened(tape, time, bias, ctx)
+
+    def wide(x: Tensor) -> Tensor:
+        return cast(tape, x, 4)
+
+    time32 = wide(opened)
+    exponents = tape.new(size, 4)
+    tape.drop(time32)
+    decays = tape.new(size, 4)
+    tape.drop(exponents)
+    time32, inner32 = wide(opened), wide(inner)
+    factors = tape.new(size, 4)
+    tape.drop(time32, inner32)
+    mixed32 = wide(mixed)
+    added = tape.new(size, 4)
+    tape.drop(mixed32)
+    product, state = tape.new(size, 4), tape.new(size, 4)
+    tape.drop(product)
+    narrow = cast(tape, state, inner.width)
+    row = tape.new(mixed.count, mixed.width)
+    tape.drop(narrow)
+    share = tape.new(mixed.count, mixed.width)
+    out = tape.new(mixed.count, mixed.width)
+    tape.drop(share, row)
+    active = tape.new(mixed.count, mixed.width)
+    gated = tape.new(mixed.count, mixed.width)
+    tape.drop(active, out, opened, decays, factors, added, state)
+    return gated
