@@ -155,15 +155,16 @@ def _quantization(rng: random.Random, training: bool, dora: bool) -> dict[str, A
 
 def _lora(rng: random.Random, spec: ModelSpec) -> dict[str, Any]:
     linears = [linear for layer in spec.layers for linear in layer.linears]
-    names = sorted({linear.name for linear in linears if linear.adaptable})
+    adaptable = {linear.name for linear in linears if linear.adaptable}
+    names = sorted(adaptable - set(spec.unadaptable))
     drawn = rng.sample(names, rng.randint(1, len(names)))
     mixtures = [layer.mlp for layer in spec.layers if isinstance(layer.mlp, Moe)]
     some = sorted({*drawn, *_other_halves(drawn, mixtures)})
     r = rng.choice((1, 4, 8, 16, 64, 256))
     dropout = rng.choice((0.0, 0.0, 0.05, 0.1))
     targets = rng.choice(("all-linear", tuple(some)))
-    if any(mixture.router_name for mixture in mixtures):
-        # peft fails on a router that is a linear of its own kind.
+    if spec.unadaptable or any(mixture.router_name for mixture in mixtures):
+        # peft fails on a router that is a linear of its own kind, and refuses Mamba's outputs.
         targets = tuple(some)
     if any(mixture.adapted(targets) for mixture in mixtures):
         # peft allows none on the input of stacked experts.

@@ -125,6 +125,9 @@ def _forward_and_backward(
     x.storage.saved = last.keeps_input
     normed = blocks.final_norm(head, x, spec, ctx)
     head.drop(x)
+    if x.storage.saved and not last.keeps_input:
+        # The norm saves an input in fp32 itself, where the layers save copies.
+        run.rename("temporaries", "activations", x.storage.allocated)
     norm_events = head.take_events()
     scores = blocks.logits(head, normed, spec, ctx, ctx.tokens)
     if ctx.stack.shifted_logits:
