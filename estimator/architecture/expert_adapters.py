@@ -14,21 +14,50 @@ from estimator.architecture.parts import add, cast, parameter, scale
 from estimator.architecture.tape import Tape, Tensor
 from estimator.spec import Moe
 
+Factors = dict[str, tuple[Tensor, Tensor]]
+"""The adapters' factors in the weights' dtype, for `gate_up` and `down` where they have one."""
 
-def stacked_weight(tape: Tape, spec: Moe, name: str, ctx: Context) -> Tensor:
-    """Return the experts' weight `gate_up` or `down`, with its adapter folded in if it has one."""
-    weight = parameter(spec.stacked(name), ctx.width, ctx.full)
-    if ctx.lora is None or name not in spec.adapted(ctx.lora.target_modules):
-        return weight
-    left, right = (
-        cast(tape, parameter(count, ctx.adapter_width, ctx.training), ctx.width)
-        for count in spec.adapter_counts(name, ctx.lora.r)
-    )
-    # Registering computes the folded weight once, to check its shape.
-    tape.drop(tape.new(weight.count, ctx.width))
-    folded = tape.op(weight.count, ctx.width, (left, right), (left, right))
-    tape.drop(left, right)
-    return folded
+
+def cast_factors(tape: Tape, spec: Moe, ctx: Context) -> Factors:
+    """Return the factors of the experts' adapters, as they are cast before the experts run.
+
+    The parametrization names them until the experts have returned.
+    """
+    found: Factors = {}
+    if ctx.lora is None:
+        return found
+    adapted = spec.adapted(ctx.lora.target_modules)
+    for name in ("down", "gate_up"):
+        if name in adapted:
+            left, right = (
+                cast(tape, parameter(count, ctx.adapter_width, ctx.training), ctx.width)
+                for count in spec.adapter_counts(name, ctx.lora.r)
+            )
+            # Registering computes the folded weight once, to check its shape.
+            tape.drop(tape.new(spec.stacked(name), ctx.width))
+            found[name] = (left, right)
+    return found
+
+
+def drop_factors(tape: Tape, factors: Factors) -> None:
+    """The experts have returned: the parametrizations go."""
+    for pair in factors.values():
+        tape.drop(*pair)
+
+
+def stacked_weight(tape: Tape, spec: Moe, name: str, ctx: Context, factors: Factors) -> Tensor:
+    """Return the experts' weight `gate_up` or `down`, with its adapter folded in if it has one.
+
+    baddbmm's backward multiplies each gradient by alpha, where that is not 1
+    (tools/autograd/derivatives.yaml).
+    """
+    if name not in factors:
+        return parameter(spec.stacked(name), ctx.width, ctx.full)
+    pair = factors[name]
+    assert ctx.lora is not None
+    scaled = ctx.lora.lora_alpha != ctx.lora.r
+    temporaries = (pair[1].size,) if scaled else ()
+    return tape.op(spec.stacked(name), ctx.width, pair, pair, temporaries=temporaries)
 
 
 def router_weight(tape: Tape, spec: Moe, ctx: Context) -> Tensor:

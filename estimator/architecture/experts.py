@@ -11,7 +11,12 @@ Source: transformers/integrations/moe.py (`grouped_mm_experts_forward`,
 from __future__ import annotations
 
 from estimator.architecture.context import Context
-from estimator.architecture.expert_adapters import stacked_weight
+from estimator.architecture.expert_adapters import (
+    Factors,
+    cast_factors,
+    drop_factors,
+    stacked_weight,
+)
 from estimator.architecture.gates import gated
 from estimator.architecture.parts import cast, parameter
 from estimator.architecture.tape import PASS, Tape, Tensor
@@ -25,12 +30,16 @@ def experts(tape: Tape, x: Tensor, scores: Tensor, spec: Moe, ctx: Context) -> T
         x: [T, hidden], borrowed.
         scores: [T, k] in fp32 or in x's dtype, borrowed.
     """
-    if ctx.decoding:
-        return _batched(tape, x, scores, spec, ctx)
-    return _grouped(tape, x, scores, spec, ctx)
+    factors = cast_factors(tape, spec, ctx)
+    run = _batched if ctx.decoding else _grouped
+    out = run(tape, x, scores, spec, ctx, factors)
+    drop_factors(tape, factors)
+    return out
 
 
-def _grouped(tape: Tape, x: Tensor, scores: Tensor, spec: Moe, ctx: Context) -> Tensor:
+def _grouped(
+    tape: Tape, x: Tensor, scores: Tensor, spec: Moe, ctx: Context, factors: Factors
+) -> Tensor:
     pairs = ctx.tokens * spec.active
     by_expert, order = tape.new(pairs, 8), tape.new(pairs, 8)
     tokens = tape.new(pairs, 8)
@@ -41,13 +50,13 @@ def _grouped(tape: Tape, x: Tensor, scores: Tensor, spec: Moe, ctx: Context) -> 
     # Rows without an expert are set to zero in place.
     filled = tape.view(selected, selected.count, selected.size)
     tape.drop(tokens, selected)
-    first = stacked_weight(tape, spec, "gate_up", ctx)
+    first = stacked_weight(tape, spec, "gate_up", ctx, factors)
     bias = _biases(tape, spec, spec.up_features, ctx, by_expert)
     inner = _product(tape, filled, first, pairs * spec.up_features, bias)
     inner = _masked(tape, inner, mask)
     hidden = gated(tape, inner, spec, ctx)
     tape.drop(inner)
-    second = stacked_weight(tape, spec, "down", ctx)
+    second = stacked_weight(tape, spec, "down", ctx, factors)
     last_bias = _biases(tape, spec, spec.hidden, ctx, by_expert)
     tape.drop(bias)
     out = _product(tape, hidden, second, pairs * spec.hidden, last_bias)
@@ -65,7 +74,9 @@ def _grouped(tape: Tape, x: Tensor, scores: Tensor, spec: Moe, ctx: Context) -> 
     return result
 
 
-def _batched(tape: Tape, x: Tensor, scores: Tensor, spec: Moe, ctx: Context) -> Tensor:
+def _batched(
+    tape: Tape, x: Tensor, scores: Tensor, spec: Moe, ctx: Context, factors: Factors
+) -> Tensor:
     """The chosen experts' weights are copied for each pair: [S, 2 I, hidden], then [S, hidden, I].
 
     The second copy is made while the first is still named.
@@ -73,7 +84,7 @@ def _batched(tape: Tape, x: Tensor, scores: Tensor, spec: Moe, ctx: Context) -> 
     pairs = ctx.tokens * spec.active
     selected = tape.new(pairs * spec.hidden, x.width)
     ids = tape.new(pairs, 8)
-    weights = [stacked_weight(tape, spec, name, ctx) for name in ("gate_up", "down")]
+    weights = [stacked_weight(tape, spec, name, ctx, factors) for name in ("gate_up", "down")]
     first = tape.new(pairs * spec.up_features * spec.hidden, x.width)
     bias = _biases(tape, spec, spec.up_features, ctx, ids)
     inner = tape.new(pairs * spec.up_features, x.width)

@@ -66,10 +66,9 @@ def _maximum(tape: Tape, x: Tensor) -> Tensor:
 
 
 def _softmax(tape: Tape, scores: Tensor, ctx: Context) -> Tensor:
-    """In the model's dtype, but of fp16 in fp32; `scores` is consumed."""
+    """In the model's dtype, but of fp16 in fp32; `scores`, named until the end, is consumed."""
     width = 4 if ctx.half == "float16" else ctx.width
     wide = tape.op(scores.count, width, (scores,), saves_out=True)
-    tape.drop(scores)
     out = cast(tape, wide, ctx.width)
-    tape.drop(wide)
+    tape.drop(wide, scores)
     return out

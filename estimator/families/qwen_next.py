@@ -38,9 +38,15 @@ def parse_qwen3_5(reader: ConfigReader) -> ModelSpec:
 
 
 def parse_qwen3_5_moe(reader: ConfigReader) -> ModelSpec:
-    """Qwen3_5MoeForCausalLM of a text configuration: mixtures in all layers."""
+    """Qwen3_5MoeForCausalLM of a text configuration: mixtures in all layers.
+
+    peft converts no targets of this type, so that its experts carry no adapters, and its shared
+    expert's linears are targets like others.
+    """
     hidden = reader.size("hidden_size", default=2048)
     mixture = _mixture(reader, hidden, experts=256, active=8)
+    shared = gated_mlp(reader, hidden, reader.size("shared_expert_intermediate_size", default=512))
+    mixture = replace(mixture, shared=shared, adapter_names=())
     blocks: list[Mlp | Moe] = [mixture] * layer_count(reader, 40)
     return _model(reader, hidden, 248320, blocks, kv_heads=2, ordered=False)
 

@@ -141,6 +141,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "qwen3_next": {"model_type": "qwen3_next", **ROUTED, **DELTA},
     "qwen3_5_text": {"model_type": "qwen3_5_text", **SIZES, **DELTA},
+    "qwen3_5_moe_text": {"model_type": "qwen3_5_moe_text", **ROUTED, **DELTA},
     "hunyuan_v1_moe": {
         "model_type": "hunyuan_v1_moe",
         **ROUTED,
@@ -192,3 +193,25 @@ def test_requested_bytes_and_parameters_are_the_traces(family: str) -> None:
         assert estimated.peak.requested_bytes == pytest.approx(
             traced.peak.requested_bytes, rel=0.002
         ), name
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "minimax_m2", "exaone_moe", "qwen3_next"])
+@pytest.mark.parametrize(
+    "run",
+    [
+        {"batch_size": 2, "sequence_length": 64, "max_new_tokens": 3},
+        {"task": "training", "sequence_length": 64, "gradient_checkpointing": True},
+    ],
+)
+def test_factors_of_experts_adapters_are_cast_as_long_as_the_experts_run(
+    family: str, run: dict[str, Any]
+) -> None:
+    # At this rank the factors are as large as the experts, and decide the peak.
+    fields = {"model": FAMILIES[family], "method": "lora", "lora": {"r": 128}, **run}
+    case = Case.from_dict(fields)
+    estimated = estimate(case)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = trace_case(case)
+    assert traced.peak.requested_bytes is not None
+    assert estimated.peak.requested_bytes == pytest.approx(traced.peak.requested_bytes, rel=0.002)

@@ -146,3 +146,12 @@ def test_requested_bytes_and_parameters_are_the_traces(family: str) -> None:
         assert estimated.peak.requested_bytes == pytest.approx(
             traced.peak.requested_bytes, rel=0.001
         ), name
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_scores_of_xglm_are_named_while_softmax_is_cast(dtype: str) -> None:
+    fields = {"dtype": dtype, "attention": "eager", "batch_size": 3, "sequence_length": 600}
+    case = Case.from_dict({"model": FAMILIES["xglm"], **fields, "max_new_tokens": 2})
+    estimated, traced = estimate(case), trace_case(case)
+    assert traced.peak.requested_bytes is not None
+    assert estimated.peak.requested_bytes == pytest.approx(traced.peak.requested_bytes, rel=0.02)
