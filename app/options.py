@@ -20,6 +20,7 @@ from estimator.case import (
     ATTENTIONS,
     CACHES,
     DTYPES,
+    LOSSES,
     METHODS,
     MIXED_PRECISIONS,
     QUANTIZATIONS,
@@ -82,6 +83,7 @@ CASE_FLAGS = (
     CaseFlag("attention", show_choices(ATTENTIONS)),
     CaseFlag("cache", f"KV cache: {show_choices(CACHES)}"),
     CaseFlag("keep_logits", "the loop holds outputs during backward", "bool"),
+    CaseFlag("loss", f"training: {show_choices(LOSSES)}"),
     CaseFlag("stack", "preset of an older software stack"),
     CaseFlag("gpu", "a card of `gpumem gpus`"),
 )

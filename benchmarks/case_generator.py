@@ -11,13 +11,16 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from benchmarks.drawn_models import QUICK, Bounds, Slot, draw_model, slots
 from estimator.architecture.attentions import calls_function
 from estimator.case import Case
 from estimator.config_source import load_config
+from estimator.errors import UnsupportedError
 from estimator.families import parse_spec
+from estimator.losses import check_loss
 from estimator.spec import ModelSpec, Moe
 
 __all__ = ["QUICK", "Bounds", "draw_cases"]
@@ -79,7 +82,7 @@ def _draw(stream: str, slot: Slot, bounds: Bounds) -> Case:
         fields["method"] = "lora"
         fields["lora"] = _lora(axis("lora"), spec)
     if training:
-        fields |= _training(axis, dtype)
+        fields |= _training(axis, dtype, _losses(spec))
         fields["gradient_checkpointing"] &= spec.checkpointable
     else:
         fields |= _inference(axis, dtype, spec, fields["attention"])
@@ -88,7 +91,7 @@ def _draw(stream: str, slot: Slot, bounds: Bounds) -> Case:
     if (adapters or not training) and axis("quantized").random() < 0.3:
         dora = adapters and fields["lora"]["use_dora"]
         fields |= _quantization(axis("quantization"), training, dora)
-    if axis("old stack").random() < 0.04:
+    if axis("old stack").random() < 0.04 and fields.get("loss", "standard") == "standard":
         fields["stack"] = axis("stack").choice(_STACKS)
     elif fields.get("gradient_checkpointing") and all(map(calls_function, spec.layers)):
         granularity = axis("recompute_granularity").choice(("full", "full", "selective"))
@@ -105,7 +108,17 @@ def _attentions(dtype: str, spec: ModelSpec) -> list[str]:
     return [name for name in attentions if name == "sdpa" or name in spec.attentions]
 
 
-def _training(axis: Axis, dtype: str) -> dict[str, Any]:
+def _losses(spec: ModelSpec) -> tuple[str, ...]:
+    """Return the fused losses that a model can be trained with, or the standard one."""
+    found = []
+    for loss in ("liger", "chunked"):
+        with suppress(UnsupportedError):
+            check_loss(loss, spec)
+            found.append(loss)
+    return tuple(found) or ("standard",)
+
+
+def _training(axis: Axis, dtype: str, losses: tuple[str, ...]) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "optimizer": axis("optimizer").choice(_OPTIMIZERS),
         "gradient_checkpointing": axis("gradient_checkpointing").random() < 0.5,
@@ -113,6 +126,8 @@ def _training(axis: Axis, dtype: str) -> dict[str, Any]:
         "keep_logits": axis("keep_logits").random() < 0.25,
         "mixed_precision": _mixed_precision(axis("mixed_precision"), dtype, 0.3),
     }
+    if axis("fused loss").random() < 0.2:
+        fields |= {"loss": axis("loss").choice(losses), "keep_logits": False}
     if fields["optimizer"] in ("sgd", "rmsprop"):
         fields["momentum"] = axis("momentum").choice((0.0, 0.9))
     return fields

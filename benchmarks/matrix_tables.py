@@ -63,6 +63,7 @@ def axes(item: Comparison) -> Iterator[tuple[str, str]]:
         yield "checkpointing", str(case.gradient_checkpointing).lower()
         yield "accumulation", str(case.gradient_accumulation_steps)
         yield "keep_logits", str(case.keep_logits).lower()
+        yield "loss", case.loss
     else:
         yield "cache", case.cache
     if case.stack is not None:

@@ -109,12 +109,14 @@ def settings_of(
         for index in matching:
             if rule.settings.trainer and not trainer_runs(cases[index]):
                 raise SuiteError(
-                    f"{rule.where}: Trainer trains, and keeps no logits: it cannot run {ids[index]}"
+                    f"{rule.where}: Trainer trains, keeps no logits and has no chunked loss: "
+                    f"it cannot run {ids[index]}"
                 )
             settings[index] = settings[index].joined(rule.settings)
     return settings
 
 
 def trainer_runs(case: Case) -> bool:
-    """Whether transformers.Trainer itself runs what a case says (TRL's keeps the logits)."""
-    return case.training and not case.keep_logits
+    """Whether transformers.Trainer itself runs what a case says: TRL's keeps the logits, or has a
+    fused head."""
+    return case.training and not case.keep_logits and case.loss != "chunked"

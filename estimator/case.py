@@ -25,6 +25,7 @@ MIXED_PRECISIONS = (None, "bf16", "fp16")
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 CACHES = ("dynamic", "static", "quantized", "paged")
 RECOMPUTE_GRANULARITIES = ("full", "selective")
+LOSSES = ("standard", "chunked", "liger")
 
 OPTIMIZERS = (
     "adamw_torch_fused",
@@ -107,6 +108,7 @@ class Case:
     attention: str = "sdpa"
     cache: str = "dynamic"
     keep_logits: bool = False
+    loss: str = "standard"
     stack: str | None = None
     gpu: str | None = None
     parallelism: None = None
@@ -304,6 +306,7 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "recompute_granularity": RECOMPUTE_GRANULARITIES,
     "attention": ATTENTIONS,
     "cache": CACHES,
+    "loss": LOSSES,
     "stack": (None, *STACKS),
 }
 
@@ -345,6 +348,8 @@ def _complete(case: Case) -> Case:
             _impossible(case, "max_new_tokens", "is for inference only", case.task)
         if case.cache != "dynamic":
             _impossible(case, "cache", "is for inference only", case.task)
+        if case.loss != "standard":
+            _check_fused_loss(case)
         case = replace(case, max_new_tokens=None)
     else:
         for name in ("gradient_checkpointing", "keep_logits", "momentum"):
@@ -352,6 +357,8 @@ def _complete(case: Case) -> Case:
                 _impossible(case, name, "is for training only", case.task)
         if case.gradient_accumulation_steps != 1:
             _impossible(case, "gradient_accumulation_steps", "is for training only", case.task)
+        if case.loss != "standard":
+            _impossible(case, "loss", "is for training only", case.task)
         if case.max_new_tokens is None:
             case = replace(case, max_new_tokens=128)
     if case.method == "lora" and case.lora is None:
@@ -361,6 +368,21 @@ def _complete(case: Case) -> Case:
 
         case = replace(case, gpu=find_gpu(case.gpu).name)
     return case
+
+
+def _check_fused_loss(case: Case) -> None:
+    """Check what a loss that multiplies by the head's weight itself goes together with."""
+    if case.keep_logits:
+        _impossible(case, "keep_logits", "needs loss standard: others make no logits", case.loss)
+    if case.stack is not None:
+        _impossible(case, "stack", "needs loss standard: it is older than the others", case.loss)
+    targets = () if case.lora is None else case.lora.target_modules
+    if isinstance(targets, tuple) and "lm_head" in targets:
+        raise CaseError(
+            f"lora.target_modules is {show_value(list(targets))}, but loss {case.loss!r} reads the "
+            "weight of lm_head without its adapter, which would never train: leave it out",
+            "lora.target_modules",
+        )
 
 
 def _impossible(case: Case, name: str, why: str, other: Any) -> None:

@@ -60,6 +60,20 @@ def _training(case: Case) -> Iterator[Change]:
         yield Change(
             {"optimizer": "adamw_torch_fused"}, FREE, 0, "one kernel, without foreach's temporaries"
         )
+    if case.loss == "standard" and case.stack is None:
+        others = {"keep_logits": False} if case.keep_logits else {}
+        yield Change(
+            {"loss": "liger", **others},
+            FREE,
+            2,
+            "Liger's fused loss, without logits of the whole batch: needs liger-kernel",
+        )
+        yield Change(
+            {"loss": "chunked", **others},
+            CHEAP,
+            9,
+            "TRL's fused head: logits tile by tile, made once more in backward",
+        )
     for parts in _divisors(case.batch_size):
         yield Change(
             {

@@ -19,7 +19,7 @@ from estimator.errors import EnvironmentUnavailable, ModelError, UnsupportedErro
 from estimator.families import parse_spec
 from estimator.hub_cache import cached_snapshot
 from estimator.stacks import STACKS
-from profiler import optimizers, quantize, stacks
+from profiler import losses, optimizers, quantize, stacks
 
 _REFUSALS = (
     ValueError,
@@ -262,6 +262,7 @@ def _prepare_training(case: Case, model: Any) -> Any:
             model.gradient_checkpointing_enable({"use_reentrant": _reentrant(case)})
         except ValueError as error:
             raise UnsupportedError(f"{case.model_name}: {_line(error)}") from error
+    losses.prepare(case, model)
     return model
 
 

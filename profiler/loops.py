@@ -13,6 +13,7 @@ import inspect
 from typing import Any, Protocol
 
 from estimator.case import Case
+from profiler import losses
 
 TRAINING_STEPS = 3
 MAX_GRAD_NORM = 1.0
@@ -69,12 +70,12 @@ def training_steps(
         observer.step(index)
         for _ in range(case.gradient_accumulation_steps):
             observer.phase("forward")
-            extra = {}
+            items = None
             if counts_items:
                 items = batch["labels"].ne(-100).sum() * case.gradient_accumulation_steps
-                extra["num_items_in_batch"] = items
-            outputs = run_forward(model, case, device, {**batch, **extra})
-            loss = outputs["loss"]
+            inputs = losses.inputs_of(case, batch, items)
+            outputs = run_forward(model, case, device, inputs)
+            loss = losses.loss_of(case, outputs, batch, items)
             if not case.keep_logits:
                 del outputs
             observer.phase("backward")

@@ -44,6 +44,10 @@ def training_steps(
             "Trainer lets go of the outputs before backward: the case's keep_logits is for the "
             "own loop"
         )
+    if case.loss == "chunked":
+        raise UnsupportedError(
+            "the chunked loss is that of TRL's trainer, not of Trainer: it is for the own loop"
+        )
     with tempfile.TemporaryDirectory(prefix="gpumem-") as folder:
         trainer = make_trainer(model, batch, case, steps, folder)
         _listen(trainer, observer, on_optimizer)

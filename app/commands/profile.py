@@ -79,7 +79,7 @@ def _measure(case: Case, output: str | None, options: dict[str, Any]) -> Record:
     check_model(case)
     if options["loop"] == TRAINER_LOOP and not trainer_runs(case):
         raise UnsupportedError(
-            "Trainer trains, and keeps no logits: leave out --loop for inference and keep_logits"
+            "Trainer trains, keeps no logits and has no chunked loss: leave out --loop for those"
         )
     need_torch("profile")
     need_cuda()

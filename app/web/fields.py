@@ -14,6 +14,7 @@ from estimator.case import (
     ATTENTIONS,
     CACHES,
     DTYPES,
+    LOSSES,
     METHODS,
     MIXED_PRECISIONS,
     OPTIMIZERS,
@@ -33,6 +34,7 @@ Shown = tuple[tuple[str, tuple[str, ...]], ...]
 _TRAINING: Shown = (("task", ("training",)),)
 _INFERENCE: Shown = (("task", ("inference",)),)
 _LORA: Shown = (("method", ("lora",)),)
+_LOGITS: Shown = (("loss", ("standard",)),)
 _NUMBERS: Shown = (("source", ("numbers",)),)
 
 
@@ -149,13 +151,22 @@ ADVANCED_FIELDS = (
     ),
     Field("momentum", "Momentum (sgd, rmsprop)", "decimal", 0, shown=_TRAINING),
     Field(
+        "loss",
+        "Loss",
+        "choice",
+        "standard",
+        LOSSES,
+        "chunked: TRL's; liger: Liger's fused linear cross-entropy",
+        shown=_TRAINING,
+    ),
+    Field(
         "keep_logits",
         "The loop keeps the outputs during backward (TRL's SFTTrainer does)",
         "flag",
         False,
-        shown=_TRAINING,
+        shown=(*_TRAINING, *_LOGITS),
     ),
-    Field("stack", "Older software stack", "search", NONE, (NONE, *STACKS)),
+    Field("stack", "Older software stack", "search", NONE, (NONE, *STACKS), shown=_LOGITS),
     Field(
         "trainable_percent",
         "Trainable parameters, % (the article's calculator)",

@@ -148,7 +148,8 @@ def read_case(state: State, model: ModelChoice) -> Case:
 
 def _recomputes(state: State) -> bool:
     """Whether there is something to recompute, and a choice of what."""
-    return bool(state["gradient_checkpointing"]) and state["stack"] in (NONE, "")
+    older = is_shown(BY_NAME["stack"], state) and state["stack"] not in (NONE, "")
+    return bool(state["gradient_checkpointing"]) and not older
 
 
 def _targets(value: Any) -> Any:

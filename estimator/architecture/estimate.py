@@ -17,6 +17,7 @@ from estimator.config_source import ModelConfig, load_config
 from estimator.errors import CaseError, UnsupportedError
 from estimator.families import parse_spec
 from estimator.gpus import workspace_bytes
+from estimator.losses import LOSS_LINES, check_loss
 from estimator.report import NO_INTERVAL, NOT_ESTIMATED, MemoryReport, Parameters, Peak
 from estimator.spec import ModelSpec, Moe
 
@@ -123,6 +124,7 @@ def _refuse(case: Case, spec: ModelSpec) -> None:
     _refuse_dropout_on_experts(case, spec)
     _refuse_adapters_on_routers(case, spec)
     activation = next((layer.mlp.activation for layer in spec.layers if layer.mlp), None)
+    check_loss(case.loss, spec)
     reasons = {
         f"quantization {case.quantization!r} of {spec.model_type} (its code multiplies by weights "
         "itself)": case.quantization is not None and not spec.quantizable,
@@ -132,6 +134,10 @@ def _refuse(case: Case, spec: ModelSpec) -> None:
         f"stack {case.stack!r} with other norms than RMSNorm": _norms_unknown(case, spec),
         f"{case.dtype} weights under autocast to {case.mixed_precision}": (
             case.dtype != "float32" and case.mixed_precision not in (None, _HALVES[case.dtype])
+        ),
+        f"loss {case.loss!r} under autocast to another half type than the weights'": (
+            case.loss != "standard"
+            and case.mixed_precision not in (None, _HALVES.get(case.dtype, case.mixed_precision))
         ),
         "DoRA under autocast on a quantized base that was not prepared (prepare_kbit)": (
             case.lora is not None
@@ -262,7 +268,8 @@ def _assumptions(case: Case, config: ModelConfig) -> tuple[str, ...]:
                 "the attention function of each layer is checkpointed (torch's, non-reentrant), "
                 "nothing else"
             )
-        if not case.keep_logits:
+        lines += LOSS_LINES[case.loss]
+        if case.loss == "standard" and not case.keep_logits:
             lines.append("the loop lets go of the logits before backward, as Trainer does")
     elif case.stack is None:
         lines.append(f"generate: the last token's logits only, {_CACHES[case.cache]}")

@@ -11,9 +11,10 @@ from functools import lru_cache
 from estimator.allocator import expected_block
 from estimator.architecture import layer as blocks
 from estimator.architecture import older
-from estimator.architecture.context import AMP_WIDTH, Context, training_context
+from estimator.architecture.context import Context, training_context
 from estimator.architecture.embeddings import embeddings
-from estimator.architecture.events import Event, Storage
+from estimator.architecture.events import Storage
+from estimator.architecture.head_loss import head_loss, tied_table
 from estimator.architecture.inventory import Held, Inventory, held, trainable, weights
 from estimator.architecture.masks import attention_masks, distance_bytes, kept_masks
 from estimator.architecture.optimizer import optimizer_memory
@@ -66,7 +67,7 @@ def play_training(case: Case, spec: ModelSpec, items: Inventory) -> Run:
         # The last micro-step begins with the gradients of those before.
         run.change("gradients", gradients.allocated_bytes, gradients.requested_bytes)
     run.phases["load"] = [base.allocated_bytes, base.allocated_bytes]
-    _forward_and_backward(run, spec, ctx, accumulates, case.keep_logits)
+    _forward_and_backward(run, spec, ctx, case)
     run.begin("optimizer_step")
     # What backward left besides gradients is gone; the sum of the gradients is exact.
     run.correct("gradients", gradients.allocated_bytes)
@@ -76,9 +77,8 @@ def play_training(case: Case, spec: ModelSpec, items: Inventory) -> Run:
     return run
 
 
-def _forward_and_backward(
-    run: Run, spec: ModelSpec, ctx: Context, accumulates: bool, keep_logits: bool
-) -> None:
+def _forward_and_backward(run: Run, spec: ModelSpec, ctx: Context, case: Case) -> None:
+    accumulates = case.gradient_accumulation_steps > 1
     run.begin("forward")
     embedding = Tape(accumulate=accumulates)
     hidden, held = embeddings(embedding, spec, ctx)
@@ -129,32 +129,23 @@ def _forward_and_backward(
         # The norm saves an input in fp32 itself, where the layers save copies.
         run.rename("temporaries", "activations", x.storage.allocated)
     norm_events = head.take_events()
-    scores = blocks.logits(head, normed, spec, ctx, ctx.tokens)
-    if ctx.stack.shifted_logits:
-        upcast = spec.model_type not in ctx.stack.uncast_loss_types
-        value = older.shifted_loss(head, scores, upcast, ctx)
-    else:
-        value = blocks.loss(head, scores, ctx)
-    # The model's forward still names its last hidden states.
-    head.drop(normed)
-    loss_events, converted = _outputs(head, scores, ctx, keep_logits)
+    loss = head_loss(case, spec, ctx)
+    loss_events, converted = loss.forward(head, normed)
     run.play(Pass.of(norm_events, "the final norm"))
     run.change("temporaries", -also_held.allocated_bytes, -also_held.requested_bytes)
     run.change("temporaries", -passing)
     run.exchange("temporaries", returned, Held())
     embedding.drop(*held)
     run.play(Pass.of(embedding.take_events(), "the model's forward returns"))
-    vocabulary = f"the loss over the {spec.vocab_size}-token vocabulary"
-    run.play(Pass.of(loss_events, vocabulary))
+    run.play(Pass.of(loss_events, loss.label))
     if kinds.cached is not None:
         layers = len(kinds.order)
         run.change("kv_cache", -layers * kinds.cached.allocated, -layers * kinds.cached.requested)
     _play_each(run, [kinds.passes[key].release for key in kinds.order])
-    run.play(Pass.of(converted, "the outputs in fp32"))
+    run.play(Pass.of(converted, loss.after))
     run.begin("backward")
-    head_table = _tied_table(head, spec)
-    pending = head.backward(value, Storage(0, "logits")).get(id(head_table))
-    run.play(Pass.of(head.take_events(), f"backward of {vocabulary}"))
+    pending = loss.backward(head, normed)
+    run.play(Pass.of(head.take_events(), f"backward of {loss.label}"))
     freed = _freed_after(spec, ctx, kept)
     for stretch in reversed(list(stretches(kinds.order, freed))):
         run.play(kinds.passes[kinds.order[stretch[0]]].backward, len(stretch))
@@ -165,12 +156,10 @@ def _forward_and_backward(
             run.play(kinds.passes[key].unshare)
     leaf_gradients: dict[int, Storage] = {}
     if hidden.grad:
-        table = _tied_table(embedding, spec) if ctx.full else None
+        table = tied_table(embedding, spec) if ctx.full else None
         reached = {} if pending is None else {id(table): pending}
-        # Under autocast the head's part was cast to fp32: a tensor of its own, and no view.
-        views = ctx.amp is None or ctx.width == AMP_WIDTH
         incoming = Storage(hidden.size, None)
-        leaf_gradients = embedding.backward(hidden, incoming, reached, views)
+        leaf_gradients = embedding.backward(hidden, incoming, reached, loss.table_viewed)
         gradient = leaf_gradients.pop(id(table), None)
         if gradient is not None:
             embedding.keep_gradient(gradient)
@@ -180,9 +169,8 @@ def _forward_and_backward(
     embedding.free(*leaf_gradients.values())
     embedding.release_pins()
     run.play(Pass.of(embedding.take_events(), "the graph goes"))
-    if keep_logits:
-        width = 4 if ctx.amp else scores.width
-        kept_scores = Storage(scores.count * width, "logits")
+    kept_scores = loss.kept
+    if kept_scores is not None:
         run.change("logits", -kept_scores.allocated, -kept_scores.requested)
 
 
@@ -191,27 +179,6 @@ def _play_each(run: Run, passes: list[Pass]) -> None:
     for item in passes:
         if item.events:
             run.play(item)
-
-
-def _outputs(
-    head: Tape, scores: Tensor, ctx: Context, keep_logits: bool
-) -> tuple[list[Event], list[Event]]:
-    """Return the events of the loss, and those of what is done to the outputs after it.
-
-    Under autocast accelerate casts the logits to fp32 once the model has returned
-    (`convert_outputs_to_fp32`). The loop then lets go of them, or keeps them.
-    """
-    if ctx.amp is None:
-        if not keep_logits:
-            head.drop(scores)
-        return head.take_events(), []
-    loss_events = head.take_events()
-    head.release_cached()
-    wide = head.new(scores.count, 4, component="logits")
-    head.drop(scores)
-    if not keep_logits:
-        head.drop(wide)
-    return loss_events, head.take_events()
 
 
 def _freed_after(spec: ModelSpec, ctx: Context, kept: dict[int | None, int]) -> dict[int, int]:
@@ -233,22 +200,6 @@ def _freed_after(spec: ModelSpec, ctx: Context, kept: dict[int | None, int]) -> 
                 tables = table_bytes(spec, ctx, layer.attention.rotated_features)
             freed[index] = tables + kept.get(window, 0)
     return freed
-
-
-def _tied_table(tape: Tape, spec: ModelSpec) -> Tensor | None:
-    """Return the table that embeddings and head share, whose gradient has two parts.
-
-    Autograd holds the head's part until the embeddings' is there, and then adds them to a third
-    tensor: the head's is a transposed view, into which nothing is summed in place.
-    """
-    if not spec.tied:
-        return None
-    for _, inputs, *_ in tape.nodes:
-        for tensor in inputs:
-            if tensor.parameter and tensor.count == spec.head.weight_count:
-                tensor.parameter = False
-                return tensor
-    return None
 
 
 @dataclass(slots=True)

@@ -23,6 +23,7 @@ from profiler.trace.modules import Modules
 from profiler.trace.timeline import Timeline
 
 _MATMULS = {
+    torch.ops.aten.mm.out,
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
     torch.ops.aten.bmm.default,
@@ -155,7 +156,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         size = storage.nbytes()
         handle = self.timeline.allocate(size) if tensor is None else self._allocate(size)
         if tensor is not None:
-            if tensor.dim() > 1 and tensor.shape[-1] == self._vocab_size:
+            # Autocast's copy of a transposed head has the vocabulary last too, but lies otherwise.
+            wide = tensor.dim() > 1 and tensor.shape[-1] == self._vocab_size
+            if wide and tensor.is_contiguous():
                 self.timeline.name(handle, "logits")
             elif torch._C._current_graph_task_id() != -1 and torch.is_grad_enabled():
                 # A forward operation inside backward: checkpointing plays a block again.

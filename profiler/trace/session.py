@@ -13,6 +13,7 @@ from estimator.architecture.quantized_cache import RESIDUAL
 from estimator.case import Case
 from estimator.errors import UnsupportedError
 from estimator.gpus import workspace_bytes
+from estimator.losses import LOSS_LINES
 from estimator.report import MemoryReport, Parameters, Peak
 from profiler import build, loops, tensors
 from profiler.attention_functions import attention_of
@@ -244,6 +245,7 @@ def _assumptions(case: Case, expandable: bool, padded: bool) -> tuple[str, ...]:
     if expandable:
         lines.append("the allocator with expandable_segments:True")
     if case.training:
+        lines += LOSS_LINES[case.loss]
         lines.append("read from the second step on, as a profiler that skips the first would")
     elif case.max_new_tokens is not None and case.max_new_tokens - 1 > 3:
         also = "" if case.cache != "quantized" else ", and the last that quantizes all anew,"

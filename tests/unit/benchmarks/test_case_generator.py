@@ -10,7 +10,15 @@ import pytest
 from benchmarks import case_generator, drawn_models
 from benchmarks.case_generator import QUICK, draw_cases
 from benchmarks.drawn_models import MADE_UP, Bounds, slots
-from estimator.case import ATTENTIONS, DTYPES, MIXED_PRECISIONS, OPTIMIZERS, QUANTIZATIONS, Case
+from estimator.case import (
+    ATTENTIONS,
+    DTYPES,
+    LOSSES,
+    MIXED_PRECISIONS,
+    OPTIMIZERS,
+    QUANTIZATIONS,
+    Case,
+)
 from estimator.config_source import load_config
 from estimator.families import PARSERS, parse_spec
 
@@ -48,6 +56,7 @@ def test_every_value_of_every_axis_is_drawn(drawn: list[Case]) -> None:
         # The trace knows no paged cache.
         "cache": {"dynamic", "static", "quantized"},
         "keep_logits": {False, True},
+        "loss": set(LOSSES),
         "batch_size": set(range(1, 17)),
     }
     for name, expected in values.items():

@@ -175,6 +175,7 @@ FIELDS = {
     "attention": ["sdpa", "eager"],
     "mixed_precision": [None, "bf16"],
     "keep_logits": [False, True],
+    "loss": ["standard", "liger", "chunked"],
     "momentum": [0, 0.9],
     "prepare_kbit": [True, False],
     "lora": [None, {"r": 8}, {"lora_alpha": 8}, {"use_dora": True}, {"target_modules": ["q", "v"]}],
