@@ -93,7 +93,9 @@ def _attend(
     by_head: bool,
 ) -> tuple[Tensor, Tensor | None]:
     if ctx.amp is not None and ctx.attention != "eager":
-        return _under_autocast(tape, query, key, value, spec, ctx, by_head), None
+        return _in_half(tape, query, key, value, spec, ctx, by_head), None
+    if ctx.attention == "flash_attention_2" and query.width > AMP_WIDTH:
+        return _in_half(tape, query, key, value, spec, ctx, by_head), None
     chosen = kernel(spec, ctx)
     if ctx.slots and ctx.attention == "sdpa" and not masked(spec, ctx):
         # A prefill reads no further than its prompt (sdpa_attention_forward cuts the rest off).
@@ -115,7 +117,7 @@ def _attend(
     return out, None
 
 
-def _under_autocast(
+def _in_half(
     tape: Tape,
     query: Tensor,
     key: Tensor,
@@ -124,8 +126,13 @@ def _under_autocast(
     ctx: Context,
     by_head: bool,
 ) -> Tensor:
-    """Autocast hands sdpa queries, keys and values in half precision."""
-    inner = replace(ctx, width=AMP_WIDTH, half=ctx.amp, amp=None)
+    """Queries, keys and values are cast to half precision: by autocast, or for flash-attn.
+
+    flash-attn knows nothing wider, and transformers casts for it what a base that is prepared for
+    k-bit training hands on in fp32 (modeling_flash_attention_utils.py,
+    `fa_peft_integration_check`).
+    """
+    inner = replace(ctx, width=AMP_WIDTH, half=ctx.amp or "bfloat16", amp=None)
     q, k, v = (cast(tape, x, AMP_WIDTH) for x in (query, key, value))
     out, _ = _attend(tape, q, k, v, spec, inner, by_head)
     tape.drop(q, k, v)

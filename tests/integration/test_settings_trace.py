@@ -118,3 +118,18 @@ PHI = {**LLAMA, "model_type": "phi", "num_key_value_heads": 8, "partial_rotary_f
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_autocast(model: dict[str, Any], dtype: str, attention: str) -> None:
     agree(model, **TRAINING, dtype=dtype, mixed_precision="bf16", attention=attention)
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_flash_attn_of_a_prepared_base_is_given_half_precision(
+    quantization: str, checkpointing: bool
+) -> None:
+    # A vocabulary so small that the peak is a layer's.
+    agree(
+        {**LLAMA, "vocab_size": 500},
+        **DORA,
+        quantization=quantization,
+        attention="flash_attention_2",
+        gradient_checkpointing=checkpointing,
+    )
