@@ -125,11 +125,9 @@ def test_autocast(model: dict[str, Any], dtype: str, attention: str) -> None:
 def test_flash_attn_of_a_prepared_base_is_given_half_precision(
     quantization: str, checkpointing: bool
 ) -> None:
-    # A vocabulary so small that the peak is a layer's.
-    agree(
-        {**LLAMA, "vocab_size": 500},
-        **DORA,
-        quantization=quantization,
-        attention="flash_attention_2",
-        gradient_checkpointing=checkpointing,
-    )
+    fields = {**DORA, "batch_size": 2, "attention": "flash_attention_2"}
+    # A vocabulary so small that the peak is a layer's; blocks of so small a model differ.
+    fields |= {"model": {**LLAMA, "vocab_size": 500}, "quantization": quantization}
+    case = Case.from_dict({**fields, "gradient_checkpointing": checkpointing})
+    asked, traced = (report.peak.requested_bytes for report in (estimate(case), trace_case(case)))
+    assert asked == pytest.approx(traced, rel=5e-4)
