@@ -36,7 +36,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 @dataclass(frozen=True, slots=True)
 class CaseFlag:
-    """A flag and the case field it sets; `lora.` fields are those of the adapters."""
+    """A flag and the case field it sets; a dot stands between an object's name and its field."""
 
     field: str
     help: str
@@ -80,6 +80,7 @@ CASE_FLAGS = (
     CaseFlag("gradient_checkpointing", "recompute activations in backward", "bool"),
     CaseFlag("recompute_granularity", show_choices(RECOMPUTE_GRANULARITIES)),
     CaseFlag("gradient_accumulation_steps", "micro-batches a step", "int"),
+    CaseFlag("parallelism.sp_size", "GPUs that share each sequence", "int", ("--sp-size",)),
     CaseFlag("attention", show_choices(ATTENTIONS)),
     CaseFlag("cache", f"KV cache: {show_choices(CACHES)}"),
     CaseFlag("keep_logits", "the loop holds outputs during backward", "bool"),
@@ -128,11 +129,15 @@ def read_case(options: dict[str, Any]) -> Case:
     if options["case_file"] is not None:
         data = _read_case_file(options["case_file"])
     given = _given(options)
-    lora = {key.removeprefix("lora."): given.pop(key) for key in list(given) if "." in key}
+    parts: dict[str, dict[str, Any]] = {}
+    for key in [key for key in given if "." in key]:
+        name, _, field = key.partition(".")
+        parts.setdefault(name, {})[field] = given.pop(key)
     data = {**data, **given}
-    if lora:
-        base = data.get("lora")
-        data["lora"] = {**base, **lora} if isinstance(base, dict) else lora
+    for name, part in parts.items():
+        base = data.get(name)
+        data[name] = {**base, **part} if isinstance(base, dict) else part
+    if "lora" in parts:
         data.setdefault("method", "lora")
     if "model" not in data and options["case_file"] is None:
         raise click.UsageError(

@@ -15,7 +15,8 @@ from contextlib import suppress
 from typing import Any
 
 from benchmarks.drawn_models import QUICK, Bounds, Slot, draw_model, slots
-from estimator.architecture.attentions import calls_function
+from estimator.architecture.attentions import recomputable
+from estimator.architecture.sequence_parallel import spreadable
 from estimator.case import Case
 from estimator.config_source import load_config
 from estimator.errors import UnsupportedError
@@ -91,9 +92,15 @@ def _draw(stream: str, slot: Slot, bounds: Bounds) -> Case:
     if (adapters or not training) and axis("quantized").random() < 0.3:
         dora = adapters and fields["lora"]["use_dora"]
         fields |= _quantization(axis("quantization"), training, dora)
-    if axis("old stack").random() < 0.04 and fields.get("loss", "standard") == "standard":
+    standard = fields.get("loss", "standard") == "standard"
+    ranks = axis("sp_size").choice((1,) * 8 + (2, 4))
+    eager = fields["attention"] == "eager"
+    if training and standard and not eager and spreadable(spec, ranks):
+        fields["parallelism"] = {"sp_size": ranks}
+        fields["sequence_length"] = max(ranks, length // ranks * ranks)
+    elif axis("old stack").random() < 0.04 and standard:
         fields["stack"] = axis("stack").choice(_STACKS)
-    elif fields.get("gradient_checkpointing") and all(map(calls_function, spec.layers)):
+    elif fields.get("gradient_checkpointing") and recomputable(spec):
         granularity = axis("recompute_granularity").choice(("full", "full", "selective"))
         fields["recompute_granularity"] = granularity
     return Case.from_dict(fields)

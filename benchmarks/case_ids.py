@@ -11,7 +11,7 @@ import json
 import re
 from dataclasses import fields
 
-from estimator.case import Case, Lora
+from estimator.case import Case, Lora, Parallelism
 
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 _SPELT_OUT = frozenset(
@@ -82,6 +82,8 @@ def _other_parts(case: Case) -> list[str]:
             continue
         if isinstance(value, bool):
             parts.append(field.name if value else f"no-{field.name}")
+        elif isinstance(value, Parallelism):
+            parts.append(f"sp{value.sp_size}")
         else:
             text = re.sub(r"[^A-Za-z0-9._+]+", "-", str(value)).lower()
             parts.append(f"{field.name}{text}" if isinstance(value, (int, float)) else text)

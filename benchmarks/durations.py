@@ -69,7 +69,7 @@ def guess_duration(case: Case, source: str) -> Duration:
     if source == "trace":
         return Duration(_TRACE_BASE_S + _TRACE_LAYER_S[case.task] * layers)
     parameters = spec.parameters
-    tokens = case.batch_size * case.sequence_length
+    tokens = case.batch_size * case.local_length
     scores = case.batch_size * case.sequence_length**2
     forward = 2 * parameters * tokens + 4 * scores * spec.heads * spec.head_dim * layers
     half = case.dtype != "float32" or case.mixed_precision is not None

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from estimator.case import Case
+from estimator.case import Case, sequence_parallel_lines
 from estimator.config_source import ModelConfig, load_config
 from estimator.errors import CaseError, ModelError, UnsupportedError, show_value
 from estimator.report import Components, MemoryReport, Parameters, Peak, Phase
@@ -49,7 +49,9 @@ class ArticleCoefficients:
         activation_linear: bytes a (token, hidden unit) that do not grow with the length
             (article, "Activations", from Korthikanti et al. 2022, equation 1).
         activation_scores: bytes a (token, token, head): the attention scores (same equation).
-        activation_scale: factor on both, in the calculator's code but not in the article.
+        activation_recomputed: bytes a (token, hidden unit) where whole layers are recomputed: their
+            inputs (the same paper, section 5; the article names the technique only).
+        activation_scale: factor on all, in the calculator's code but not in the article.
         gradient_bytes: bytes a trainable parameter, always fp32 (article, "Gradients").
         adamw_bytes: two fp32 states (article, "Optimizer States").
         adamw_quantized_bytes: two 8-bit states, bitsandbytes (same list).
@@ -58,6 +60,7 @@ class ArticleCoefficients:
 
     activation_linear: float = 34
     activation_scores: float = 5
+    activation_recomputed: float = 2
     activation_scale: float = 4
     gradient_bytes: float = 4
     adamw_bytes: float = 8
@@ -94,13 +97,25 @@ def kv_cache_bytes(shape: ArticleShape, batch: int, length: int, bits: int) -> i
 
 
 def activation_bytes(
-    shape: ArticleShape, batch: int, length: int, coefficients: ArticleCoefficients = CALCULATOR
+    shape: ArticleShape,
+    batch: int,
+    length: int,
+    coefficients: ArticleCoefficients = CALCULATOR,
+    recomputed: str | None = None,
+    ranks: int = 1,
 ) -> int:
-    """One layer's activations: B S h (34 + 5 S a / h) x 4 (article, "Activations")."""
+    """One layer's activations: B S h (34 + 5 S a / h) x 4 (article, "Activations").
+
+    The article names recomputation and sequence parallelism, and leaves their formulas to its
+    reference, Korthikanti et al. 2022: what is `selective`ly recomputed keeps no scores, `full`
+    keeps a layer's input, and `ranks` that share each sequence divide what is kept.
+    """
     h, a = shape.hidden_size, shape.heads
     linear, scores = coefficients.activation_linear, coefficients.activation_scores
     a_token = linear * h + scores * length * a
-    return math.ceil(coefficients.activation_scale * batch * length * a_token)
+    if recomputed is not None:
+        a_token = (linear if recomputed == "selective" else coefficients.activation_recomputed) * h
+    return ceil_div(math.ceil(coefficients.activation_scale * batch * length * a_token), ranks)
 
 
 def gradient_bytes(trainable: int, coefficients: ArticleCoefficients = CALCULATOR) -> int:
@@ -138,10 +153,16 @@ def training_components(
     rule: str,
     trainable: int,
     coefficients: ArticleCoefficients = CALCULATOR,
+    recomputed: str | None = None,
+    ranks: int = 1,
 ) -> Components:
-    """Inference (the KV cache too) + gradients + optimizer states (article, "Training")."""
+    """Inference (the KV cache too) + gradients + optimizer states (article, "Training").
+
+    `recomputed` and `ranks` as for `activation_bytes`; the cache is of one rank's tokens.
+    """
     return replace(
-        inference_components(shape, batch, length, bits, coefficients),
+        inference_components(shape, batch, ceil_div(length, ranks), bits, coefficients),
+        activations_bytes=activation_bytes(shape, batch, length, coefficients, recomputed, ranks),
         gradients_bytes=gradient_bytes(trainable, coefficients),
         optimizer_states_bytes=optimizer_state_bytes(rule, trainable, coefficients),
     )
@@ -166,7 +187,12 @@ def estimate_article(case: Case, coefficients: ArticleCoefficients = CALCULATOR)
     if case.training:
         rule = _optimizer_rule(case.optimizer)
         trainable = _trainable_parameters(case, config, shape)
-        parts = training_components(shape, batch, length, bits, rule, trainable, coefficients)
+        recomputed = case.recompute_granularity if case.gradient_checkpointing else None
+        parts = training_components(
+            *(shape, batch, length, bits, rule, trainable, coefficients),
+            recomputed=recomputed,
+            ranks=case.sp_size,
+        )
     else:
         parts = inference_components(shape, batch, length, bits, coefficients)
     phase = "backward" if case.training else "decode"
@@ -327,7 +353,9 @@ def _training_faults(case: Case) -> list[str]:
     if case.dtype != "float32":
         lines.append(f"gradients and optimizer states in fp32, though the weights are {case.dtype}")
     if case.gradient_checkpointing:
-        lines.append("gradient checkpointing ignored")
+        kept = "34 B S h" if case.recomputes_attention else "2 B S h"
+        lines.append(f"{case.recompute_granularity} recomputation: {kept} of one layer, times 4")
+    lines += sequence_parallel_lines(case)
     if case.mixed_precision is not None:
         lines.append(f"mixed precision {case.mixed_precision} ignored")
     if case.lora is not None:

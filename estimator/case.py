@@ -81,6 +81,20 @@ class Lora:
 
 
 @dataclass(frozen=True, slots=True)
+class Parallelism:
+    """How a run is spread over GPUs, as `accelerate.ParallelismConfig` names it.
+
+    `sp_size` GPUs share each sequence (DeepSpeed-Ulysses, accelerate's `sp_backend="deepspeed"`).
+    """
+
+    sp_size: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as a JSON object."""
+        return {"sp_size": self.sp_size}
+
+
+@dataclass(frozen=True, slots=True)
 class Case:
     """One run. Build it with `Case.from_dict`, which validates; see DESIGN's table of fields.
 
@@ -111,7 +125,7 @@ class Case:
     loss: str = "standard"
     stack: str | None = None
     gpu: str | None = None
-    parallelism: None = None
+    parallelism: Parallelism | None = None
 
     @classmethod
     def from_dict(cls, data: Any) -> Case:
@@ -135,12 +149,24 @@ class Case:
         """Return the complete case as a JSON object; `from_dict` reads it back to an equal case."""
         result = {name: getattr(self, name) for name in _FIELD_NAMES}
         result["lora"] = None if self.lora is None else self.lora.to_dict()
+        spread = self.parallelism
+        result["parallelism"] = None if spread is None else spread.to_dict()
         return result
 
     @property
     def training(self) -> bool:
         """Whether the case trains."""
         return self.task == "training"
+
+    @property
+    def sp_size(self) -> int:
+        """GPUs that share each sequence."""
+        return 1 if self.parallelism is None else self.parallelism.sp_size
+
+    @property
+    def local_length(self) -> int:
+        """Tokens of each sequence that one GPU holds outside of attention."""
+        return -(-self.sequence_length // self.sp_size)
 
     @property
     def checkpoints_layers(self) -> bool:
@@ -191,9 +217,22 @@ class Case:
                 parts.append("ckpt" if self.checkpoints_layers else "ckpt-selective")
         if self.attention != "sdpa":
             parts.append(self.attention)
+        if self.parallelism is not None:
+            parts.append(f"sp{self.sp_size}")
         length = f"{self.batch_size}x{self.sequence_length}"
         parts.append(length if self.training else f"{length}+{self.max_new_tokens}")
         return " ".join(parts)
+
+
+def sequence_parallel_lines(case: Case) -> tuple[str, ...]:
+    """Return what an answer for one of several GPUs assumes, for its list of assumptions."""
+    if case.parallelism is None:
+        return ()
+    return (
+        f"bytes of one of the {case.sp_size} GPUs that share each sequence (DeepSpeed-Ulysses)",
+        "each GPU holds all weights, gradients and optimizer states: no ZeRO, no buckets",
+        "NCCL's buffers are outside of PyTorch's counters",
+    )
 
 
 _FIELD_NAMES = tuple(field.name for field in fields(Case))
@@ -289,11 +328,26 @@ def _read_lora(name: str, value: Any) -> Lora | None:
     return Lora(**{key: readers[key](f"lora.{key}", item) for key, item in value.items()})
 
 
-def _read_parallelism(name: str, value: Any) -> None:
-    if value is not None:
+def _read_parallelism(name: str, value: Any) -> Parallelism | None:
+    """Read `{"sp_size": N}`; 1, accelerate's default, is one GPU."""
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
         raise CaseError(
-            f"{name} is {show_value(value)}, but only null (one GPU) is supported so far", name
+            f'{name} is {show_value(value)}, but must be null (one GPU) or {{"sp_size": N}}', name
         )
+    for key in value:
+        if key != "sp_size":
+            field = f"{name}.{key}"
+            raise CaseError(
+                f"unknown case field {show_value(field)}: only {name}.sp_size is supported, "
+                "GPUs that share each sequence",
+                field,
+            )
+    if "sp_size" not in value:
+        raise CaseError(f'{name} is {{}}, but must be null (one GPU) or {{"sp_size": N}}', name)
+    size = _read_count(f"{name}.sp_size", value["sp_size"])
+    return None if size == 1 else Parallelism(size)
 
 
 _CHOICES: dict[str, tuple[str | None, ...]] = {
@@ -337,6 +391,8 @@ def _complete(case: Case) -> Case:
         _impossible(case, "recompute_granularity", "needs gradient_checkpointing true", False)
     if case.recomputes_attention and case.stack is not None:
         _impossible(case, "recompute_granularity", "is not for older stacks", case.stack)
+    if case.parallelism is not None:
+        _check_parallelism(case)
     if case.momentum and case.optimizer not in ("sgd", "rmsprop"):
         _impossible(case, "momentum", "needs optimizer sgd or rmsprop", case.optimizer)
     if case.training:
@@ -385,9 +441,25 @@ def _check_fused_loss(case: Case) -> None:
         )
 
 
+def _check_parallelism(case: Case) -> None:
+    name = "parallelism"
+    if not case.training:
+        _impossible(case, name, "is for training only", case.task)
+    if case.attention == "eager":
+        _impossible(case, name, "needs attention sdpa or flash_attention_2", case.attention)
+    if case.loss != "standard":
+        _impossible(case, name, "needs loss standard", case.loss)
+    if case.recomputes_attention:
+        _impossible(case, name, "needs recompute_granularity full", case.recompute_granularity)
+    if case.stack is not None:
+        _impossible(case, name, "is not for older stacks", case.stack)
+    if case.sequence_length % case.sp_size:
+        _impossible(case, name, "must divide sequence_length", case.sequence_length)
+
+
 def _impossible(case: Case, name: str, why: str, other: Any) -> None:
     value = getattr(case, name)
-    shown = value.to_dict() if isinstance(value, Lora) else value
+    shown = value.to_dict() if isinstance(value, (Lora, Parallelism)) else value
     raise CaseError(
         f"{name} is {show_value(shown)}, but {why} (here it meets {show_value(other)})", name
     )

@@ -140,10 +140,9 @@ def _always(case: Case) -> Iterator[Change]:
     if case.quantization is None and not (case.training and case.method == "full"):
         yield Change({"quantization": "int8"}, COSTLY, 130, "weights rounded to 8 bits")
         yield Change({"quantization": "nf4"}, COSTLY, 150, "weights rounded to 4 bits")
-    if case.sequence_length > 1:
-        yield Change(
-            {"sequence_length": -(-case.sequence_length // 2)}, COSTLY, 120, "half the tokens seen"
-        )
+    if case.local_length > 1:
+        half = case.sp_size * -(-case.local_length // 2)
+        yield Change({"sequence_length": half}, COSTLY, 120, "half the tokens seen")
 
 
 def _divisors(batch_size: int) -> Iterator[int]:

@@ -204,6 +204,7 @@ def run_kind(case: Case) -> str:
         return " ".join([*parts, *([case.cache] if case.cache != "dynamic" else [])])
     parts += ["checkpointed"] if case.checkpoints_layers else []
     parts += ["selective"] if case.recomputes_attention else []
+    parts += ["sequence-parallel"] if case.parallelism is not None else []
     parts += ["eager"] if case.attention == "eager" else []
     if case.method == "full" and not case.optimizer.startswith("adamw_torch"):
         parts.append(case.optimizer)

@@ -113,12 +113,15 @@ def longest_sequence(case: Case, answer: Answer, room: Room, least: int = 1) -> 
         most, limit = MAX_LENGTH, "search"
     else:
         most, limit = max(least, known - (case.max_new_tokens or 0)), "positions"
-    return _search(
-        lambda length: answer(replace(case, sequence_length=length)),
+    # GPUs that share each sequence get equal parts of it.
+    parts = case.sp_size
+    found = _search(
+        lambda length: answer(replace(case, sequence_length=parts * length)),
         room,
-        (least, case.sequence_length, most),
+        (-(-least // parts), case.local_length, max(1, most // parts)),
         limit,
     )
+    return found if found.value is None else replace(found, value=parts * found.value)
 
 
 def positions(case: Case) -> int | None:

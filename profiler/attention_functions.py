@@ -20,11 +20,22 @@ AttentionFunction = Callable[..., tuple[Any, Any]]
 
 @contextlib.contextmanager
 def attention_of(case: Case) -> Iterator[None]:
-    """Make the core attention what a case asks for: as it is, or recomputed in backward.
+    """Make the core attention what a case asks for: as it is, recomputed in backward, or spread.
 
     Raises:
         UnsupportedError: at the end, where no layer has looked its attention up.
     """
+    if case.parallelism is not None:
+        from profiler.ulysses import spread
+
+        with wrapped_attention(lambda attend: spread(attend, case)) as found:
+            yield
+        if not found:
+            raise UnsupportedError(
+                f"the layers of {case.model_name} have no attention function of their own, which "
+                "sequence parallelism wraps: use parallelism null"
+            )
+        return
     if not case.recomputes_attention:
         yield
         return

@@ -33,16 +33,21 @@ def make_batch(case: Case, vocab_size: int, device: Any) -> dict[str, Any]:
     """Return a full, unpadded batch: int64 tensors of shape [batch_size, sequence_length].
 
     `input_ids`, `attention_mask` and, in training, `labels`, as Trainer's collator makes them.
+    Of sequences that several GPUs share it is one GPU's part, with the positions and shifted labels
+    that DeepSpeed's loader makes (`UlyssesSPDataLoaderAdapter`).
     """
     import torch
 
-    shape = (case.batch_size, case.sequence_length)
+    shape = (case.batch_size, case.local_length)
     batch = {
         "input_ids": torch.randint(0, vocab_size, shape, device=device),
         "attention_mask": torch.ones(shape, dtype=torch.int64, device=device),
     }
+    if case.parallelism is not None:
+        batch["position_ids"] = torch.zeros(shape, dtype=torch.int64, device=device)
     if case.training:
-        batch["labels"] = torch.randint(0, vocab_size, shape, device=device)
+        labels = "labels" if case.parallelism is None else "shift_labels"
+        batch[labels] = torch.randint(0, vocab_size, shape, device=device)
     return batch
 
 
@@ -64,7 +69,8 @@ def training_steps(
 
     device = batch["input_ids"].device
     scaler = _grad_scaler(case, device)
-    counts_items = None in accepted_names(model)
+    # Under sequence parallelism the ranks' losses are weighted after the model's forward instead.
+    counts_items = None in accepted_names(model) and case.parallelism is None
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for index in range(steps):
         observer.step(index)

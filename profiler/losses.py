@@ -101,11 +101,17 @@ def inputs_of(case: Case, batch: dict[str, Any], items: Any) -> dict[str, Any]:
     """
     if case.loss == "chunked":
         return {**batch, "use_cache": False, "fused_lm_head": True}
+    if case.parallelism is not None:
+        return {**batch, "labels": batch["shift_labels"]}
     return batch if items is None else {**batch, "num_items_in_batch": items}
 
 
 def loss_of(case: Case, outputs: Any, batch: dict[str, Any], items: Any) -> Any:
     """Return the loss that the loop differentiates; of TRL's, it also reads its metrics."""
+    if case.parallelism is not None:
+        from profiler.ulysses import whole_loss
+
+        return whole_loss(outputs["loss"], batch["shift_labels"], case.sp_size)
     if case.loss != "chunked":
         return outputs["loss"]
     import torch

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from estimator.case import Case
+from estimator.errors import UnsupportedError
 from estimator.gpus import find_gpu
 from estimator.report import Components, MemoryReport, Parameters, Peak, Phase
 from profiler import tensors
@@ -114,6 +115,11 @@ class _Run:
         from profiler import build, generation, loops
         from profiler.attention_functions import attention_of
 
+        if self.case.parallelism is not None:
+            raise UnsupportedError(
+                f"a measurement runs on one GPU, but parallelism.sp_size is {self.case.sp_size}: "
+                "use gpumem estimate or gpumem trace"
+            )
         torch.manual_seed(_SEED)
         snapshot = self.how.snapshot
         if snapshot is not None:

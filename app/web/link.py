@@ -80,5 +80,7 @@ def command_line(case: Case) -> str:
 
 def _flat(case: Case) -> Mapping[str, Any]:
     data = case.to_dict()
-    lora = data.pop("lora") or {}
-    return {**data, **{f"lora.{name}": value for name, value in lora.items()}}
+    for part in ("lora", "parallelism"):
+        inner = data.pop(part) or {}
+        data |= {f"{part}.{name}": value for name, value in inner.items()}
+    return data

@@ -21,7 +21,7 @@ from estimator.architecture import (
 from estimator.architecture import attention as standard
 from estimator.architecture.context import Context
 from estimator.architecture.tape import Tape, Tensor
-from estimator.spec import Attention, Layer
+from estimator.spec import Attention, ModelSpec
 
 _RECIPES: dict[str, Callable[[Tape, Tensor, Attention, Context], tuple[Tensor, Tensor | None]]] = {
     "standard": standard.attention,
@@ -41,18 +41,20 @@ _RECIPES: dict[str, Callable[[Tape, Tensor, Attention, Context], tuple[Tensor, T
     "gemma4": gemma4.attention,
 }
 
-_OWN_CORES = ("xglm", "mpt", "gptj", "codegen", "gpt_neo")
+_FUNCTIONS = ("standard", "split", "gated", "latent", "llama4", "gemma4")
+_NO_CORES = ("delta_net", "selective_scan", "state_space", "short_conv")
 _OWN_CORES_OF_LAYERS = ("falcon", "bloom")
 
 
-def calls_function(layer: Layer) -> bool:
-    """Whether a layer's core attention is a function that transformers lets others choose.
+def recomputable(spec: ModelSpec) -> bool:
+    """Whether the layers' core attention is a function that transformers lets others choose.
 
-    Else it is code of the layer's own, which nothing can be wrapped around. A delta net or a
-    convolution has no core attention, and is left as it is.
+    Else it is code of the layers' own, which nothing can be wrapped around. What has no core
+    attention (delta nets, convolutions) is left as it is, where other layers have one.
     """
-    own = layer.attention.recipe in _OWN_CORES or layer.recipe in _OWN_CORES_OF_LAYERS
-    return not own
+    kinds = {layer.attention.recipe for layer in spec.layers}
+    own = {layer.recipe for layer in spec.layers} & set(_OWN_CORES_OF_LAYERS)
+    return not own and kinds <= {*_FUNCTIONS, *_NO_CORES} and not kinds.isdisjoint(_FUNCTIONS)
 
 
 def self_attention(

@@ -45,6 +45,8 @@ class Context:
     """Whether a cache is filled (inference)."""
     selective: bool = False
     """Whether the core attention alone is recomputed."""
+    sp_size: int = 1
+    """GPUs that share each sequence: `queries` and `keys` are this one's outside of attention."""
     held_keys: int = 0
     """Tokens whose keys the cache's tensors hold before this pass."""
     prompt: int = 0
@@ -127,8 +129,9 @@ def training_context(case: Case) -> Context:
     width = 4 if norms or prepared(case) else loaded
     return Context(
         batch=case.batch_size,
-        queries=case.sequence_length,
-        keys=case.sequence_length,
+        queries=case.local_length,
+        keys=case.local_length,
+        sp_size=case.sp_size,
         width=width,
         half=None if width == 4 else case.dtype,
         training=True,

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from estimator.architecture.adapter_targets import targets_passed_over
-from estimator.architecture.attentions import calls_function
+from estimator.architecture.attentions import recomputable
 from estimator.architecture.context import PAGE, stack_of
 from estimator.architecture.inference import play_inference
 from estimator.architecture.inventory import inventory
 from estimator.architecture.parts import known_activation
+from estimator.architecture.sequence_parallel import refuse_spread
 from estimator.architecture.stretches import distinct_layers
 from estimator.architecture.training import play_training
-from estimator.case import Case
+from estimator.case import Case, sequence_parallel_lines
 from estimator.config_source import ModelConfig, load_config
 from estimator.errors import CaseError, UnsupportedError
 from estimator.families import parse_spec
@@ -75,7 +76,9 @@ def _as_supported(case: Case, spec: ModelSpec) -> tuple[Case, tuple[str, ...]]:
         raise UnsupportedError(
             f"{spec.model_type} of transformers supports no gradient checkpointing"
         )
-    if case.recomputes_attention and not all(map(calls_function, spec.layers)):
+    if case.parallelism is not None:
+        refuse_spread(case, spec)
+    if case.recomputes_attention and not recomputable(spec):
         raise UnsupportedError(
             f"the layers of {spec.model_type} have no attention function of their own that could "
             "be recomputed alone: use recompute_granularity full"
@@ -263,6 +266,7 @@ def _assumptions(case: Case, config: ModelConfig) -> tuple[str, ...]:
     if case.training:
         version = "5" if case.stack is None else f"as {case.stack} has it"
         lines.append(f"Trainer's step of transformers {version}, read from the second step on")
+        lines += sequence_parallel_lines(case)
         if case.recomputes_attention:
             lines.append(
                 "the attention function of each layer is checkpointed (torch's, non-reentrant), "

@@ -13,6 +13,7 @@ from estimator.architecture.context import AMP_WIDTH, MAX_FLASH_HEAD, Context
 from estimator.architecture.parts import capped, cast, dropout, operands, product_input, scale
 from estimator.architecture.recomputation import recomputed
 from estimator.architecture.sdpa_math import math_attention
+from estimator.architecture.sequence_parallel import spread
 from estimator.architecture.sinks import softmax_with_sinks
 from estimator.architecture.tape import NEW, PASS, Tape, Tensor
 from estimator.spec import Attention
@@ -78,6 +79,8 @@ def attend(
     def core(played: Tape, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
         return _attend(played, q, k, v, spec, ctx, by_head)
 
+    if ctx.sp_size > 1:
+        return spread(tape, (query, key, value), spec, ctx, _attend), None
     if ctx.selective:
         return recomputed(tape, (query, key, value), core)
     return core(tape, query, key, value)

@@ -199,9 +199,14 @@ def loss(tape: Tape, scores: Tensor, ctx: Context) -> Tensor:
     """
     T = ctx.tokens
     copy = as_logits(cast(tape, scores, 4))
-    labels = tape.new(ctx.batch * (ctx.queries + 1), 8)
-    shifted = tape.new(T, 8)
+    # Of sequences that several GPUs share the loader has shifted the labels.
+    shifted = labels = None
+    saved: tuple[Tensor, ...] = ()
+    if ctx.sp_size == 1:
+        labels = tape.new(ctx.batch * (ctx.queries + 1), 8)
+        shifted = tape.new(T, 8)
+        saved = (shifted,)
     log_probabilities = tape.op(copy.count, 4, (copy,), saves_out=True, component="logits")
-    value = tape.op(1, 4, (log_probabilities,), (log_probabilities, shifted), aux=(4,))
+    value = tape.op(1, 4, (log_probabilities,), (log_probabilities, *saved), aux=(4,))
     tape.drop(log_probabilities, shifted, labels, copy)
     return value

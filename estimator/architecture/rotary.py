@@ -40,7 +40,7 @@ def table_bytes(spec: ModelSpec, ctx: Context, features: int) -> int:
     width = 4 if style in _FP32_TABLES else ctx.outer_width
     if style == "chunked":
         return ctx.queries * features * width
-    own = spec.positions_expanded or spec.tables_by_sequence
+    own = spec.positions_expanded or spec.tables_by_sequence or ctx.sp_size > 1
     rows = ctx.tokens if own and ctx.training else ctx.queries
     return 2 * rows * features * width
 

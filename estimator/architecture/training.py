@@ -57,7 +57,8 @@ def play_training(case: Case, spec: ModelSpec, items: Inventory) -> Run:
     base = weights(case, items)
     run.begin("load")
     run.change("weights", base.allocated_bytes, base.requested_bytes)
-    batch = 3 * 8 * ctx.tokens
+    # Of shared sequences the loader makes the positions, too.
+    batch = (3 if ctx.sp_size == 1 else 4) * 8 * ctx.tokens
     run.change("temporaries", batch)
     run.change(
         "optimizer_states", optimizer.states.allocated_bytes, optimizer.states.requested_bytes
@@ -321,5 +322,8 @@ def rotary_tables(spec: ModelSpec, ctx: Context) -> int:
 
 def position_bytes(spec: ModelSpec, ctx: Context) -> int:
     """Return the bytes of positions: [1, Q], or [B, Q] where they are counted from the mask."""
+    if ctx.sp_size > 1:
+        # They are in the batch.
+        return 0
     own = spec.positions_counted and ctx.training
     return 8 * (ctx.tokens if own else ctx.queries)

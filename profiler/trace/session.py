@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from estimator.architecture.quantized_cache import RESIDUAL
-from estimator.case import Case
+from estimator.case import Case, sequence_parallel_lines
 from estimator.errors import UnsupportedError
 from estimator.gpus import workspace_bytes
 from estimator.losses import LOSS_LINES
 from estimator.report import MemoryReport, Parameters, Peak
-from profiler import build, loops, tensors
+from profiler import build, loops, tensors, ulysses
 from profiler.attention_functions import attention_of
 from profiler.generation import Generation
 from profiler.trace import cache_growth
@@ -111,6 +111,8 @@ def _record(
         stack.enter_context(as_on_cuda())
         if case.mixed_precision is not None:
             stack.enter_context(replaced_functions(loops.autocast_dtype(case)))
+        if case.parallelism is not None:
+            ulysses.check(case, model)
         config = model.config.get_text_config()
         modules = Modules(model)
         workspace = workspace_bytes(case.gpu)
@@ -244,6 +246,7 @@ def _assumptions(case: Case, expandable: bool, padded: bool) -> tuple[str, ...]:
     ]
     if expandable:
         lines.append("the allocator with expandable_segments:True")
+    lines += sequence_parallel_lines(case)
     if case.training:
         lines += LOSS_LINES[case.loss]
         lines.append("read from the second step on, as a profiler that skips the first would")

@@ -47,7 +47,16 @@ _WINDOWS = ("sliding_window", "attention_chunk_size")
 
 
 def new_surface(case: Case) -> Surface:
-    """Return the surface of a case without any stream yet; batch and length do not matter."""
+    """Return the surface of a case without any stream yet; batch and length do not matter.
+
+    Raises:
+        UnsupportedError: several GPUs share each sequence, so that not every length can be traced.
+    """
+    if case.parallelism is not None:
+        raise UnsupportedError(
+            "a surface is traced at lengths that parallelism.sp_size does not divide: take "
+            "gpumem fit without --source trace, or trace the lengths one by one"
+        )
     return Surface(identity(case), tuple(thresholds(case)))
 
 

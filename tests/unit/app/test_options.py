@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from app.options import CASE_FLAGS, CaseLine, case_options, read_case, read_cases
-from estimator.case import Case, Lora
+from estimator.case import Case, Lora, Parallelism
 from estimator.errors import CaseError
 
 
@@ -45,7 +45,8 @@ def refuse(*arguments: str) -> str:
 def test_every_field_of_a_case_is_a_flag() -> None:
     case_fields = {field.name for field in fields(Case)} - {"model", "lora", "parallelism"}
     lora_fields = {f"lora.{field.name}" for field in fields(Lora)}
-    assert {flag.field for flag in CASE_FLAGS} == case_fields | lora_fields
+    spread = {f"parallelism.{field.name}" for field in fields(Parallelism)}
+    assert {flag.field for flag in CASE_FLAGS} == case_fields | lora_fields | spread
 
 
 @pytest.mark.parametrize(
@@ -69,6 +70,8 @@ def test_every_field_of_a_case_is_a_flag() -> None:
         ),
         (["--task", "training", "--optimizer", "sgd", "--momentum", "0.9"], "momentum", 0.9),
         (["--task", "training", "--mixed-precision", "null"], "mixed_precision", None),
+        (["--task", "training", "--sp-size", "4"], "parallelism", {"sp_size": 4}),
+        (["--task", "training", "--sp-size", "1"], "parallelism", None),
     ],
 )
 def test_flags(arguments: list[str], field: str, value: Any) -> None:

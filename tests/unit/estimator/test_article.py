@@ -116,8 +116,24 @@ def test_training_report() -> None:
     assert report.peak.phase == "backward"
     assert report.components.optimizer_states_bytes == 8 * 8_030_261_248
     assert report.components.kv_cache_bytes > 0
-    assert "gradient checkpointing ignored" in report.assumptions
+    assert report.components.activations_bytes == 4 * 2048 * 2 * 4096
+    assert "full recomputation: 2 B S h of one layer, times 4" in report.assumptions
     assert "a KV cache is counted in training too" in report.assumptions
+
+
+def test_extras_take_the_formulas_of_the_articles_reference() -> None:
+    """Korthikanti et al. 2022: no scores where attention is recomputed, all of it over N ranks."""
+    fields = {"task": "training", "gradient_checkpointing": True, "sequence_length": 2048}
+    selective = estimate_article(case(**fields, recompute_granularity="selective"))
+    assert selective.components.activations_bytes == 4 * 2048 * 34 * 4096
+    plain, shared = (
+        estimate_article(case(task="training", sequence_length=2048, parallelism=spread))
+        for spread in (None, {"sp_size": 8})
+    )
+    assert shared.components.activations_bytes * 8 == plain.components.activations_bytes
+    assert shared.components.kv_cache_bytes * 8 == plain.components.kv_cache_bytes
+    assert shared.components.optimizer_states_bytes == plain.components.optimizer_states_bytes
+    assert any("no ZeRO" in line for line in shared.assumptions)
 
 
 def test_quantized_inference_takes_half_a_byte() -> None:

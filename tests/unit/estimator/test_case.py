@@ -115,7 +115,20 @@ def test_card_gets_its_catalogue_name() -> None:
         ({"gpu": "H10"}, "did you mean H100"),
         ({"gpu": 7}, "must be a name or null"),
         ({"stack": "old"}, "stack is 'old'"),
-        ({"parallelism": {"dp": 2}}, "only null (one GPU) is supported"),
+        ({"task": "training", "parallelism": {"dp": 2}}, "only parallelism.sp_size is supported"),
+        ({"task": "training", "parallelism": 2}, "must be null (one GPU) or"),
+        ({"task": "training", "parallelism": {}}, "must be null (one GPU) or"),
+        ({"task": "training", "parallelism": {"sp_size": 0}}, "parallelism.sp_size is 0"),
+        ({"task": "training", "parallelism": {"sp_size": 3}}, "must divide sequence_length"),
+        ({"parallelism": {"sp_size": 2}}, "is for training only"),
+        (
+            {"task": "training", "parallelism": {"sp_size": 2}, "attention": "eager"},
+            "needs attention sdpa or flash_attention_2",
+        ),
+        (
+            {"task": "training", "parallelism": {"sp_size": 2}, "stack": "transformers-4.48"},
+            "is not for older stacks",
+        ),
         ({"model": ""}, "model is ''"),
         ({"model": 3}, "model is 3"),
         ({"model": {}}, "model is {}"),
@@ -152,6 +165,17 @@ def test_label_tells_cases_apart() -> None:
         task="training", gradient_checkpointing=True, recompute_granularity="selective"
     ).label
     assert selective == "gpt2 full bf16 adamw_torch_fused ckpt-selective 1x1024"
+
+
+def test_one_gpu_that_shares_a_sequence_is_one_gpu() -> None:
+    alone = make(task="training", parallelism={"sp_size": 1})
+    assert alone == make(task="training")
+    assert alone.sp_size == 1
+    shared = make(task="training", parallelism={"sp_size": 4})
+    assert shared.local_length == 256
+    assert shared.label == "gpt2 full bf16 adamw_torch_fused sp4 1x1024"
+    assert shared.to_dict()["parallelism"] == {"sp_size": 4}
+    assert Case.from_dict(shared.to_dict()) == shared
 
 
 CASES = st.fixed_dictionaries(
