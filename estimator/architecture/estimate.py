@@ -20,7 +20,7 @@ from estimator.families import parse_spec
 from estimator.gpus import workspace_bytes
 from estimator.losses import LOSS_LINES, check_loss
 from estimator.report import NO_INTERVAL, NOT_ESTIMATED, MemoryReport, Parameters, Peak
-from estimator.spec import ModelSpec, Moe
+from estimator.spec import Mlp, ModelSpec, Moe
 
 
 def estimate_architecture(case: Case) -> MemoryReport:
@@ -126,7 +126,6 @@ def _refuse(case: Case, spec: ModelSpec) -> None:
     """Say clearly what has no formula yet, and what no library runs."""
     _refuse_dropout_on_experts(case, spec)
     _refuse_adapters_on_routers(case, spec)
-    activation = next((layer.mlp.activation for layer in spec.layers if layer.mlp), None)
     check_loss(case.loss, spec)
     reasons = {
         f"quantization {case.quantization!r} of {spec.model_type} (its code multiplies by weights "
@@ -150,7 +149,7 @@ def _refuse(case: Case, spec: ModelSpec) -> None:
             and not case.prepare_kbit
         ),
         "DoRA on stacked experts (peft has none)": _dora_experts(case, spec),
-        f"activation {activation!r}": activation is not None and not known_activation(activation),
+        **{f"activation {name!r}": True for name in _unknown_activations(spec)},
     }
     for what, present in reasons.items():
         if present:
@@ -158,6 +157,20 @@ def _refuse(case: Case, spec: ModelSpec) -> None:
                 f"the architecture formulas do not know {what} yet: use gpumem trace, "
                 "gpumem profile on a GPU, or --formulas article"
             )
+
+
+def _unknown_activations(spec: ModelSpec) -> list[str]:
+    """Activations without a formula; xIELU, which has parameters, has one in a plain MLP alone."""
+    unknown = []
+    for layer in distinct_layers(spec):
+        if layer.mlp is None:
+            continue
+        name = layer.mlp.activation
+        plain = isinstance(layer.mlp, Mlp) and layer.mlp.gate is None and not layer.mlp.fused_gate
+        alone = plain and layer.recipe == "pre_norm" and not layer.parallel
+        if not known_activation(name) or (name == "xielu" and not alone):
+            unknown.append(name)
+    return unknown
 
 
 _HALVES = {"bfloat16": "bf16", "float16": "fp16"}

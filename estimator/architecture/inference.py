@@ -28,7 +28,6 @@ from estimator.architecture.training import (
     block_input,
     probabilities,
     rotary_tables,
-    stream_width,
 )
 from estimator.case import Case
 from estimator.gpus import workspace_bytes
@@ -125,12 +124,12 @@ def _forward(run: Run, spec: ModelSpec, ctx: Context) -> None:
             count -= 1
         if number not in passes:
             named = probabilities(spec, layer, seen) + _shared_states(layer, seen)
-            passes[number] = _layer_pass(spec, layer, seen, stream_width(spec, ctx)), named
+            passes[number] = _layer_pass(spec, layer, seen, _stream_width(spec, ctx)), named
         played, leaves = passes[number]
         if count:
             run.play_layers(played, count, returned, leaves)
         returned = leaves
-    x = block_input(spec.hidden_size, ctx, grad=False, width=stream_width(spec, ctx))
+    x = block_input(spec.hidden_size, ctx, grad=False, width=_stream_width(spec, ctx))
     normed = blocks.final_norm(tape, x, spec, ctx)
     tape.drop(x, *held)
     run.play(Pass.of(tape.take_events(), "the final norm"))
@@ -172,6 +171,11 @@ def _shared_states(layer: Layer, ctx: Context) -> Held:
     tokens = ctx.keys if ctx.decoding else ctx.queries
     sizes = [ctx.batch * tokens * row * ctx.width for row in layer.attention.cached_features]
     return sum((Held(size, expected_block(size)) for size in sizes), Held())
+
+
+def _stream_width(spec: ModelSpec, ctx: Context) -> int:
+    """Return the bytes of an element of what flows from layer to layer."""
+    return 4 if spec.residual_fp32 else ctx.width
 
 
 def _layer_pass(spec: ModelSpec, layer: Layer, ctx: Context, width: int) -> Pass:

@@ -31,14 +31,16 @@ from estimator.spec import Layer, ModelSpec
 class LayerPasses:
     """Forward and backward of one kind of layer.
 
-    `out_grad` is whether its output requires grad, `keeps_input` whether backward needs its input;
-    `release` frees autocast's copies when forward ends, `unshare` what checkpointed layers named
-    for others when the last of them is done, `unpin` what lives as long as the graph.
+    `out_grad` is whether its output requires grad, `out_width` the bytes of an element of it (which
+    may be promoted), `keeps_input` whether backward needs its input; `release` frees autocast's
+    copies when forward ends, `unshare` what checkpointed layers named for others when the last of
+    them is done, `unpin` what lives as long as the graph.
     """
 
     forward: Pass
     backward: Pass
     out_grad: bool
+    out_width: int
     keeps_input: bool
     release: Pass
     unshare: Pass
@@ -116,12 +118,12 @@ def _forward_and_backward(run: Run, spec: ModelSpec, ctx: Context, case: Case) -
         if stretch.stop < len(kinds.order):
             # Whether a layer's output is saved is for the next one to say.
             saved = kinds.passes[kinds.order[stretch.stop]].keeps_input
-            stream = ctx.tokens * spec.hidden_size * stream_width(spec, ctx)
+            stream = ctx.tokens * spec.hidden_size * kinds.passes[key].out_width
             moved = expected_block(stream) * (saved - kinds.passes[key].keeps_input)
             run.rename("temporaries", "activations", moved)
     head = Tape(accumulate=accumulates)
     last = kinds.passes[kinds.order[-1]]
-    x = block_input(spec.hidden_size, ctx, last.out_grad, stream_width(spec, ctx))
+    x = block_input(spec.hidden_size, ctx, last.out_grad, last.out_width)
     assert x.storage is not None
     x.storage.saved = last.keeps_input
     normed = blocks.final_norm(head, x, spec, ctx)
@@ -228,7 +230,7 @@ def _layer_passes(spec: ModelSpec, ctx: Context, in_grad: bool, accumulates: boo
                 played = replace(played, forward=Pass.of(events, played.forward.label))
             kinds.passes[key] = played
         kinds.order.append(key)
-        grad, width = kinds.passes[key].out_grad, stream_width(spec, ctx)
+        grad, width = kinds.passes[key].out_grad, kinds.passes[key].out_width
     return kinds
 
 
@@ -290,12 +292,7 @@ def _play_layer(
     unshare = Pass.of(tape.take_events(), "checkpointing's arguments go")
     first_pass.release_pins()
     unpin = Pass.of(first_pass.take_events(), "the graph goes")
-    return LayerPasses(forward, backward, out.grad, keeps_input, release, unshare, unpin)
-
-
-def stream_width(spec: ModelSpec, ctx: Context) -> int:
-    """Return the bytes of an element of what flows from layer to layer."""
-    return 4 if spec.residual_fp32 else ctx.width
+    return LayerPasses(forward, backward, out.grad, out.width, keeps_input, release, unshare, unpin)
 
 
 def block_input(hidden_size: int, ctx: Context, grad: bool, width: int | None = None) -> Tensor:
