@@ -7,7 +7,6 @@ Hugging Face (see docs/case.md).
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -185,6 +184,8 @@ class Case:
         Of what the case says beyond the defaults, so that records keep their id when a later
         version knows a field more.
         """
+        import hashlib  # Only records and their files are named by it.
+
         said = _beyond(self.to_dict(), _DEFAULTS)
         if self.lora is not None:
             said["lora"] = _beyond(self.lora.to_dict(), Lora().to_dict())

@@ -6,6 +6,7 @@ runs is the figure that other load on the machine disturbs least.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import statistics
@@ -29,6 +30,7 @@ _LARGE_CASE = {
     "quantization": "nf4",
     "gradient_checkpointing": True,
 }
+_DELTA_NETS = "Qwen/Qwen3.5-9B"
 _ACCELERATE = """
 import sys, types
 from accelerate.commands import estimate
@@ -92,12 +94,37 @@ def one_estimate(name: str) -> Timing:
 
 def estimates_of_70b(name: str) -> Timing:
     """A QLoRA estimate of a 70B model, each of another length: no block is remembered."""
+    return timed(name, _fresh(_LARGE_CASE), repeats=200)
+
+
+def _fresh(fields: dict[str, Any]) -> Callable[[], object]:
+    """Return what estimates a case at another length each time."""
     from estimator import Case, estimate
 
-    case = Case.from_dict(_LARGE_CASE)
-    lengths = itertools.count(case.sequence_length)
+    case = Case.from_dict(fields)
     estimate(case)
-    return timed(name, lambda: estimate(replace(case, sequence_length=next(lengths))), repeats=200)
+    lengths = itertools.count(case.sequence_length + 1)
+    return lambda: estimate(replace(case, sequence_length=next(lengths)))
+
+
+def estimates_of_the_catalogue(name: str) -> Timing:
+    """Each catalogue model that has formulas, trained with checkpointing at lengths never seen:
+    the median of a few for each model."""
+    from estimator.catalogue import entries
+    from estimator.errors import UnsupportedError
+
+    seconds = []
+    for entry in entries():
+        with contextlib.suppress(UnsupportedError):
+            run = _fresh({**_CASE, "model": entry.name, "sequence_length": 900})
+            seconds.append(timed(name, run, repeats=5).median_s)
+    return Timing(name, tuple(seconds))
+
+
+def estimates_of_delta_nets(name: str) -> Timing:
+    """Training a model of delta nets at lengths never seen around 16 384 tokens."""
+    fields = {**_CASE, "model": _DELTA_NETS, "sequence_length": 16_384}
+    return timed(name, _fresh(fields), repeats=50)
 
 
 def grid_of_70b(name: str) -> Timing:
@@ -143,6 +170,8 @@ MEASUREMENTS: dict[str, tuple[Callable[[str], Timing], bool]] = {
     "one estimate": (one_estimate, False),
     "gpumem estimate, cold": (cold_command, False),
     "70B QLoRA estimate, another length each": (estimates_of_70b, False),
+    "each catalogue model, another length each": (estimates_of_the_catalogue, False),
+    "delta nets, 16 384 tokens and on": (estimates_of_delta_nets, False),
     "70B QLoRA grid of 10 000 points": (grid_of_70b, False),
     "accelerate estimate-memory, cold": (accelerate_command, True),
     "trace of an 8B training step": (trace_of_8b, True),
