@@ -28,6 +28,7 @@ from estimator.surface import (
 )
 from estimator.units import round_up
 from profiler.surface_cache import at, identity
+from profiler.trace.chunked_loss import TOKEN_CHUNK_SIZE
 from profiler.trace.scratch import GEMM_4BIT_ROWS, SORT_FREE_INDICES
 from profiler.trace.session import TRACED_STEPS, record_timeline
 from profiler.trace.timeline import LOAD
@@ -50,12 +51,18 @@ def new_surface(case: Case) -> Surface:
     """Return the surface of a case without any stream yet; batch and length do not matter.
 
     Raises:
-        UnsupportedError: several GPUs share each sequence, so that not every length can be traced.
+        UnsupportedError: several GPUs share each sequence, so that not every length can be traced;
+            or sizes that no polynomial follows.
     """
     if case.parallelism is not None:
         raise UnsupportedError(
             "a surface is traced at lengths that parallelism.sp_size does not divide: take "
             "gpumem fit without --source trace, or trace the lengths one by one"
+        )
+    if case.loss == "liger":
+        raise UnsupportedError(
+            "the chunks of Liger's loss are powers of two, which no surface follows: "
+            "use gpumem trace, or --source architecture"
         )
     return Surface(identity(case), tuple(thresholds(case)))
 
@@ -67,6 +74,9 @@ def thresholds(case: Case) -> Iterator[Threshold]:
         yield Threshold("tokens", SORT_FREE_INDICES + 1)
         # Learned positions are looked up once for all sequences of a batch.
         yield Threshold("length", SORT_FREE_INDICES + 1)
+    if case.loss == "chunked":
+        # Below, the buffer of logits has as many rows as there are tokens.
+        yield Threshold("tokens", TOKEN_CHUNK_SIZE + 1)
     if not case.training and case.quantization in ("nf4", "fp4"):
         yield Threshold("batch", GEMM_4BIT_ROWS + 1)
     more = 0 if case.max_new_tokens is None else case.max_new_tokens
