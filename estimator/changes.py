@@ -60,7 +60,7 @@ def _training(case: Case) -> Iterator[Change]:
         yield Change(
             {"optimizer": "adamw_torch_fused"}, FREE, 0, "one kernel, without foreach's temporaries"
         )
-    if case.loss == "standard" and case.stack is None:
+    if case.loss == "standard" and case.stack is None and case.parallelism is None:
         others = {"keep_logits": False} if case.keep_logits else {}
         yield Change(
             {"loss": "liger", **others},
