@@ -11,7 +11,7 @@ Source: https://arxiv.org/abs/2405.21060, section 6; transformers/models/mamba2/
 from __future__ import annotations
 
 from estimator.architecture.context import Context
-from estimator.architecture.parts import add, cast, operands, parameter
+from estimator.architecture.parts import add, cast, parameter, spread_product
 from estimator.architecture.tape import NEW, PASS, Tape, Tensor
 from estimator.spec import StateSpaceDual
 from estimator.units import round_up
@@ -35,13 +35,13 @@ def chunked(
     inner, outer = (_by_head(tape, x, ctx.tokens * H * N) for x in (inner, outer))
     padded = _padded(tape, wide, rows * H * P)
     share = parameter(H, ctx.width, ctx.full)
-    skipped = _product(tape, share, padded, padded.count)
+    skipped = spread_product(tape, share, padded, padded.count, ctx)
     tape.drop(padded)
     steps32 = cast(tape, steps, 4)
-    scaled = _product(tape, steps32, wide, wide.count)
+    scaled = spread_product(tape, steps32, wide, wide.count, ctx)
     tape.drop(steps32, wide)
     steps32 = cast(tape, steps, 4)
-    decays = _product(tape, rates, steps32, steps32.count)
+    decays = spread_product(tape, rates, steps32, steps32.count, ctx)
     tape.drop(steps32)
     whole = tuple(
         _padded(tape, x, rows * size)
@@ -51,27 +51,27 @@ def chunked(
     scaled, decays, inner, outer = whole
     total = tape.op(rows * H, 4, (decays,), temporaries=(4 * rows * H,) * 2)
     mask = _segments(tape, decays, rows * H * c, c)
-    pairs = _summed(tape, outer, inner, rows * c * H * N, rows * c * H)
-    weights = _summed(tape, pairs, mask, pairs.count, pairs.count)
-    diagonal = _summed(tape, weights, scaled, rows * c * H * P, rows * H * P)
+    pairs = _summed(tape, outer, inner, rows * c * H * N, rows * c * H, ctx)
+    weights = _summed(tape, pairs, mask, pairs.count, pairs.count, ctx)
+    diagonal = _summed(tape, weights, scaled, rows * c * H * P, rows * H * P, ctx)
     left = tape.op(rows * H, 4, (total, total), grads=(PASS, NEW))
     fading = tape.op(rows * H, 4, (left,), saves_out=True)
     tape.drop(left)
-    faded = _product(tape, fading, inner, inner.count)
-    made = _summed(tape, faded, scaled, rows * H * P * N, B * n * H * P * N)
+    faded = spread_product(tape, fading, inner, inner.count, ctx)
+    made = _summed(tape, faded, scaled, rows * H * P * N, B * n * H * P * N, ctx)
     nothing = tape.new(B * H * P * N, 4)
     joined = tape.op(B * (n + 1) * H * P * N, 4, (made,), grads=(PASS,))
     tape.drop(made)
     ends = tape.op(B * H * (n + 1), 4, (total,), grads=(total.size,))
     between = _segments(tape, ends, B * H * (n + 1) ** 2, n + 1)
     tape.drop(ends)
-    after = _summed(tape, between, joined, B * (n + 1) ** 2 * H * P * N, joined.count)
+    after = _summed(tape, between, joined, B * (n + 1) ** 2 * H * P * N, joined.count, ctx)
     tape.drop(joined)
     before = tape.view(after, B * n * H * P * N, after.size)
     grown = tape.op(rows * H, 4, (total,), saves_out=True)
-    read = _product(tape, before, outer, rows * H * P * N)
+    read = spread_product(tape, before, outer, rows * H * P * N, ctx)
     carried = tape.op(rows * H * P, 4, (read,), grads=(PASS,))
-    apart = _product(tape, grown, carried, carried.count)
+    apart = spread_product(tape, grown, carried, carried.count, ctx)
     tape.drop(carried)
     both = add(tape, diagonal, apart)
     out, summed = add(tape, both, skipped), both
@@ -109,21 +109,9 @@ def _padded(tape: Tape, x: Tensor, count: int) -> Tensor:
     return tape.op(count, 4, (x,))
 
 
-def _product(tape: Tape, a: Tensor, b: Tensor, count: int) -> Tensor:
-    """A product broadcast to `count` elements; backward makes a full one for what is smaller.
-
-    Where both are, the first goes once it is summed: the second sum finds its room.
-    """
-    smaller = [x.count for x in (a, b) if x.grad and x.count < count]
-    temporaries: tuple[int, ...] = (4 * count,) * len(smaller)
-    if len(smaller) == 2:
-        temporaries = (4 * count, 4 * (count - b.count))
-    return tape.op(count, 4, (a, b), operands(a, b), temporaries=temporaries)
-
-
-def _summed(tape: Tape, a: Tensor, b: Tensor, count: int, left: int) -> Tensor:
+def _summed(tape: Tape, a: Tensor, b: Tensor, count: int, left: int, ctx: Context) -> Tensor:
     """A product of `count` elements, summed to `left`."""
-    product = _product(tape, a, b, count)
+    product = spread_product(tape, a, b, count, ctx)
     out = tape.op(left, 4, (product,), grads=(PASS,))
     tape.drop(product)
     return out

@@ -14,6 +14,8 @@ from estimator.spec import Moe
 
 def gated(tape: Tape, inner: Tensor, spec: Moe, ctx: Context) -> Tensor:
     """act(gate) * up, of the two halves of one tensor (borrowed)."""
+    if not spec.gated:
+        return activation(tape, inner, spec.activation, ctx)
     if spec.gate_style == "clamped_pairs":
         return _clamped_pairs(tape, inner)
     half = inner.count // 2

@@ -85,6 +85,8 @@ class Inventory:
     """Elements of each of the base's tensors that stays in fp32."""
     frozen: tuple[int, ...] = ()
     """Elements of each tensor that never trains, in fp32."""
+    bypassed: tuple[int, ...] = ()
+    """Elements of each adapter matrix that gets no gradient where nothing is quantized."""
 
     @property
     def base_count(self) -> int:
@@ -131,7 +133,17 @@ def inventory(spec: ModelSpec, lora: Lora | None) -> Inventory:
         spec.fixed_positions_cast,
         tuple(spec.fp32_counts()),
         tuple(spec.frozen_counts()),
+        tuple(_bypassed(spec, lora)),
     )
+
+
+def _bypassed(spec: ModelSpec, lora: Lora | None) -> Iterator[int]:
+    if lora is None:
+        return
+    for layer in spec.layers:
+        for linear in layer.linears:
+            if linear.bypassed:
+                yield from linear_adapters(linear, lora)
 
 
 @lru_cache(maxsize=64)
@@ -209,6 +221,9 @@ def _quantized_weights(
 def trainable(case: Case, items: Inventory) -> tuple[tuple[int, ...], int]:
     """Return the tensors that train, and the bytes of an element of theirs."""
     if case.method == "lora":
-        return items.adapters, 4
+        if not items.bypassed or case.quantization is not None:
+            return items.adapters, 4
+        left = Counter(items.adapters) - Counter(items.bypassed)
+        return tuple(left.elements()), 4
     width = WIDTHS[case.dtype]
     return elements(items, width), width

@@ -34,7 +34,7 @@ def mixture(tape: Tape, x: Tensor, spec: Moe, ctx: Context) -> Tensor:
     if spec.shared is not None and spec.shared_order == "first":
         shared = mlp(tape, rows, spec.shared, ctx, viewed=not spec.shared_flat)
     held, scores = route(tape, rows, spec, ctx)
-    out = experts(tape, rows, scores, spec, ctx)
+    out = _routed(tape, rows, scores, spec, ctx)
     routed = (*held, scores)
     if spec.shared_order == "outside":
         tape.drop(*routed)
@@ -45,6 +45,19 @@ def mixture(tape: Tape, x: Tensor, spec: Moe, ctx: Context) -> Tensor:
         out, own = _with_shared(tape, rows, out, shared, spec, ctx), out
         tape.drop(own, shared)
     tape.drop(*routed, rows)
+    return out
+
+
+def _routed(tape: Tape, x: Tensor, scores: Tensor, spec: Moe, ctx: Context) -> Tensor:
+    """The experts' outputs, computed in narrower features where there is a latent."""
+    if spec.latent is None:
+        return experts(tape, x, scores, spec, ctx)
+    into, out_of = spec.latent
+    narrow = linear(tape, x, into, ctx, viewed=False)
+    mixed = experts(tape, narrow, scores, spec, ctx)
+    tape.drop(narrow)
+    out = linear(tape, mixed, out_of, ctx, viewed=False)
+    tape.drop(mixed)
     return out
 
 

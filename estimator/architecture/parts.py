@@ -63,6 +63,35 @@ def multiply(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
     return tape.op(a.count, width, (b, a), saves, temporaries=wide)
 
 
+def spread_product(tape: Tape, a: Tensor, b: Tensor, count: int, ctx: Context) -> Tensor:
+    """`a * b` broadcast to `count` elements in fp32; backward makes a full product for what is
+    smaller, and sums it.
+
+    Where both are smaller the first goes once it is summed: the second sum finds its room. The
+    sums are the engine's, which makes them before the node lets go of what it saved, but after
+    checkpointing's nodes did.
+    """
+    if ctx.checkpointing:
+        wide = tuple(_spread(tape, x, count) for x in (a, b))
+        out = tape.op(count, 4, wide, operands(*wide))
+        tape.drop(*wide)
+        return out
+    smaller = sum(x.grad and x.count < count for x in (a, b))
+    temporaries: tuple[int, ...] = (4 * count,) * smaller
+    if smaller == 2:
+        temporaries = (4 * count, 4 * (count - b.count))
+    return tape.op(count, 4, (a, b), operands(a, b), temporaries=temporaries)
+
+
+def _spread(tape: Tape, x: Tensor, count: int) -> Tensor:
+    """A view of `count` elements, whose gradient is summed."""
+    if x.count == count:
+        return tape.alias(x)
+    out = tape.view(x, count, x.size)
+    out.width = 4
+    return out
+
+
 def scale(tape: Tape, x: Tensor) -> Tensor:
     """`x * number`: saves nothing."""
     return tape.op(x.count, x.width, (x,))

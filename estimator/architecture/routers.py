@@ -20,8 +20,11 @@ def route(tape: Tape, x: Tensor, spec: Moe, ctx: Context) -> tuple[tuple[Tensor,
         what the block still holds (logits, [T, experts], and indices, [T, k] int64), and the
         scores, [T, k].
     """
-    if spec.router_linear is not None:
+    if spec.router_linear is not None and spec.router == "linear_softmax":
         return _linear_softmax(tape, x, spec, ctx)
+    if spec.router_linear is not None:
+        logits = linear(tape, x, spec.router_linear, ctx, viewed=False)
+        return _softmax_scores(tape, logits, spec, ctx)
     weight = router_weight(tape, spec, ctx)
     if spec.router in _FP32_ROUTERS:
         return _FP32_ROUTERS[spec.router](tape, x, weight, spec, ctx)
@@ -40,6 +43,13 @@ def route(tape: Tape, x: Tensor, spec: Moe, ctx: Context) -> tuple[tuple[Tensor,
         return _sigmoid(tape, logits, spec, ctx)
     if spec.router == "sigmoid_half":
         return _sigmoid_half(tape, logits, spec, ctx)
+    return _softmax_scores(tape, logits, spec, ctx)
+
+
+def _softmax_scores(
+    tape: Tape, logits: Tensor, spec: Moe, ctx: Context
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The best of a softmax over all experts."""
     probabilities = softmax_fp32(tape, logits, spec, ctx)
     pairs = ctx.tokens * spec.active
     indices = tape.new(pairs, 8)

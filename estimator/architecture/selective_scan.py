@@ -22,6 +22,7 @@ from estimator.architecture.parts import (
     parameter,
     product_input,
     scale,
+    spread_product,
 )
 from estimator.architecture.tape import NEW, PASS, Tape, Tensor
 from estimator.spec import Attention, SelectiveScan
@@ -155,12 +156,6 @@ def _opened(tape: Tape, time: Tensor, bias: Tensor, ctx: Context) -> Tensor:
     return out
 
 
-def _by_state(tape: Tape, a: Tensor, b: Tensor, count: int) -> Tensor:
-    """A product broadcast to [B, I, Q, N] fp32; backward sums a full one for what is smaller."""
-    summed = sum(x.grad and x.count < count for x in (a, b))
-    return tape.op(count, 4, (a, b), operands(a, b), temporaries=(4 * count,) * summed)
-
-
 def _scanned(
     tape: Tape, states: tuple[Tensor, ...], scan: SelectiveScan, ctx: Context
 ) -> tuple[Tensor, Tensor]:
@@ -169,14 +164,14 @@ def _scanned(
     count = ctx.tokens * scan.channels * scan.state
     share = cast(tape, parameter(scan.channels, ctx.width, ctx.full), 4)
     opened = _opened(tape, time, bias, ctx)
-    exponents = _by_state(tape, rates, opened, count)
+    exponents = spread_product(tape, rates, opened, count, ctx)
     decays = tape.op(count, 4, (exponents,), saves_out=True)
     tape.drop(exponents)
     inner32 = cast(tape, inner, 4)
-    factors = _by_state(tape, opened, inner32, count)
+    factors = spread_product(tape, opened, inner32, count, ctx)
     tape.drop(inner32)
     mixed32 = cast(tape, mixed, 4)
-    added = _by_state(tape, factors, mixed32, count)
+    added = spread_product(tape, factors, mixed32, count, ctx)
     tape.drop(mixed32)
     rows, last, made = _loop(tape, (decays, added, outer), scan, ctx, mixed.width)
     out = _with_input(tape, rows, mixed, share)

@@ -166,7 +166,6 @@ def state_space(
     bias: bool,
     conv_bias: bool,
     masked: bool = False,
-    norm_style: str = "gated",
 ) -> StateSpaceDual:
     """Return Mamba 2's mixer of these sizes; `bias` is of the projection in."""
     inner = heads * head_dim
@@ -182,7 +181,6 @@ def state_space(
         norm=Norm("rms", inner),
         conv_bias=conv_bias,
         masked=masked,
-        norm_style=norm_style,
     )
 
 

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from estimator.families.counts_hybrid import (
-    count_bamba,
-    count_falcon_h1,
-    count_granitemoehybrid,
-    count_jamba,
-    count_nemotron_h,
-)
+from estimator.families.counts_hybrid import count_falcon_h1
 from estimator.families.counts_older import (
     count_bert,
     count_gpt_neox_japanese,
@@ -31,11 +25,7 @@ from estimator.families.counts_zamba import count_zamba, count_zamba2
 from estimator.families.reader import ConfigReader
 
 COUNTERS: dict[str, Callable[[ConfigReader], int]] = {
-    "jamba": count_jamba,
-    "bamba": count_bamba,
     "falcon_h1": count_falcon_h1,
-    "granitemoehybrid": count_granitemoehybrid,
-    "nemotron_h": count_nemotron_h,
     "zamba": count_zamba,
     "zamba2": count_zamba2,
     "rwkv": count_rwkv,

@@ -170,8 +170,6 @@ class StateSpaceDual:
     conv_bias: bool
     masked: bool = False
     """Whether the mask of padded tokens is multiplied in, though there are none."""
-    norm_style: str = "gated"
-    """How gate and norm go together: a key of `NORMS` in estimator/architecture/gated_norms.py."""
 
     @property
     def channels(self) -> int:

@@ -87,6 +87,11 @@ class Moe:
     """Whether the router's weight stays in fp32, whatever the model's dtype."""
     bias_frozen: bool = False
     """Whether what corrects the scores is a parameter that never trains, and no buffer."""
+    gated: bool = True
+    """Whether experts have gates: else two products with an activation between (Nemotron-H)."""
+    latent: tuple[Linear, Linear] | None = None
+    """Linears into and out of narrower features that the experts compute in, `hidden` of them
+    (Nemotron 3); the router and the shared expert read what stands before."""
     every: bool = False
     """Whether every expert computes every token, which scores then scale (Llama 4)."""
     norms: tuple[Norm, ...] = ()
@@ -99,13 +104,13 @@ class Moe:
     @property
     def up_features(self) -> int:
         """Features that the gate's and up's product has."""
-        return 2 * self.width
+        return 2 * self.width if self.gated else self.width
 
     @property
     def linears(self) -> tuple[Linear, ...]:
         """Its linears in the order in which they run."""
         shared = self.shared.linears if self.shared is not None else ()
-        beside = (self.shared_gate, self.router_linear)
+        beside = (*(self.latent or ()), self.shared_gate, self.router_linear)
         return (*shared, *(linear for linear in beside if linear is not None))
 
     @property
@@ -128,7 +133,10 @@ class Moe:
     def stacked(self, name: str) -> int:
         """Return the elements of `router`, `gate_up` or `down`."""
         inner = {"router": 1, "gate_up": self.up_features, "down": self.width}[name]
-        return self.experts * inner * self.hidden
+        features = self.hidden
+        if self.latent is not None and name == "router":
+            features = self.latent[0].inputs
+        return self.experts * inner * features
 
     def adapted(self, targets: str | tuple[str, ...]) -> tuple[str, ...]:
         """Return which of `router`, `gate_up` and `down` carry adapters for target modules."""

@@ -12,7 +12,10 @@ from estimator.config_source import load_config
 from estimator.errors import CaseError, ModelError, UnsupportedError
 from estimator.families import parse_spec
 
-TYPES = ("lfm2", "lfm2_moe", "mamba", "mamba2", "falcon_mamba")
+TYPES = (
+    *("lfm2", "lfm2_moe", "mamba", "mamba2", "falcon_mamba"),
+    *("bamba", "granitemoehybrid", "jamba", "nemotron_h"),
+)
 MODELS = [entry for entry in entries() if entry.model_type in TYPES]
 MAMBA: dict[str, Any] = {"model_type": "mamba", "hidden_size": 128, "num_hidden_layers": 2}
 
