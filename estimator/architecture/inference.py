@@ -112,20 +112,23 @@ def _forward(run: Run, spec: ModelSpec, ctx: Context) -> None:
     passes: dict[int, tuple[Pass, Held]] = {}
     returned = Held()
     for stretch in stretches(numbers):
-        number = numbers[stretch[0]]
-        layer = spec.layers[stretch[0]]
-        seen = layer_context(layer, ctx)
-        count = len(stretch)
-        if spec.residual_fp32 and stretch.start == 0:
-            # The first layer widens the residual, and reads the embeddings themselves.
-            run.exchange("temporaries", also_held, Held())
-            run.play(_layer_pass(spec, layer, seen, ctx.width))
-            run.exchange("temporaries", Held(), also_held)
-            count -= 1
+        number, layer = numbers[stretch[0]], spec.layers[stretch[0]]
         if number not in passes:
+            seen = layer_context(layer, ctx)
             named = probabilities(spec, layer, seen) + _shared_states(layer, seen)
             passes[number] = _layer_pass(spec, layer, seen, _stream_width(spec, ctx)), named
         played, leaves = passes[number]
+        count = len(stretch)
+        if stretch.start == 0 and (spec.residual_fp32 or len(set(numbers)) > 1):
+            # The first layer reads the embeddings themselves, and may be the highest.
+            first = played
+            if spec.residual_fp32:
+                first = _layer_pass(spec, layer, layer_context(layer, ctx), ctx.width)
+            run.exchange("temporaries", also_held, Held())
+            run.play_layers(first, 1, returned, leaves)
+            run.exchange("temporaries", Held(), also_held)
+            returned = leaves
+            count -= 1
         if count:
             run.play_layers(played, count, returned, leaves)
         returned = leaves
