@@ -20,6 +20,7 @@ from profiler.trace import accumulation, scratch
 from profiler.trace.answers import Answers
 from profiler.trace.bitsandbytes_paths import ANSWERS, MANAGED
 from profiler.trace.modules import Modules
+from profiler.trace.repeats import Repeats
 from profiler.trace.timeline import Timeline
 
 _MATMULS = {
@@ -64,6 +65,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         self._alive: dict[int, tuple[int, weakref.ref[Any]]] = {}
         self.answers = Answers(self._handle_of, padded)
         self._without = frozenset(without)
+        self._repeats = Repeats()
 
     def phase(self, name: str) -> None:
         """Begin a phase."""
@@ -119,7 +121,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             with self:
                 return func._op_dk(key, *args, **kwargs)
         answer = ANSWERS.get(func.name())
-        return func(*args, **kwargs) if answer is None else answer(args)
+        return self._repeats.run(func, args, kwargs) if answer is None else answer(args)
 
     def _handle_of(self, tensor: Any) -> int | None:
         known = self._alive.get(tensor.untyped_storage()._cdata)
