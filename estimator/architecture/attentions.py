@@ -20,6 +20,7 @@ from estimator.architecture import (
 )
 from estimator.architecture import attention as standard
 from estimator.architecture.context import Context
+from estimator.architecture.stretches import distinct_layers
 from estimator.architecture.tape import Tape, Tensor
 from estimator.spec import Attention, ModelSpec
 
@@ -52,8 +53,8 @@ def recomputable(spec: ModelSpec) -> bool:
     Else it is code of the layers' own, which nothing can be wrapped around. What has no core
     attention (delta nets, convolutions) is left as it is, where other layers have one.
     """
-    kinds = {layer.attention.recipe for layer in spec.layers}
-    own = {layer.recipe for layer in spec.layers} & set(_OWN_CORES_OF_LAYERS)
+    kinds = {layer.attention.recipe for layer in distinct_layers(spec)}
+    own = {layer.recipe for layer in distinct_layers(spec)} & set(_OWN_CORES_OF_LAYERS)
     return not own and kinds <= {*_FUNCTIONS, *_NO_CORES} and not kinds.isdisjoint(_FUNCTIONS)
 
 

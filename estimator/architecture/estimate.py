@@ -88,7 +88,7 @@ def _as_supported(case: Case, spec: ModelSpec) -> tuple[Case, tuple[str, ...]]:
             f"the architecture formulas do not know cache {case.cache!r} of {spec.model_type}: "
             f"use cache {' or '.join(spec.caches)}"
         )
-    slides = any(layer.attention.window is not None for layer in set(spec.layers))
+    slides = any(layer.attention.window is not None for layer in distinct_layers(spec))
     if not case.training and case.cache == "quantized" and slides:
         raise UnsupportedError(
             f"cache is 'quantized', but transformers has it for full attention only, and "

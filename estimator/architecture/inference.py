@@ -58,7 +58,7 @@ def play_inference(case: Case, spec: ModelSpec, items: Inventory) -> Run:
     # The last step is the largest, but the first replaces the whole prompt of sliding layers, and
     # an older generate still names the prompt's logits.
     slides = case.cache == "dynamic" and any(
-        layer.attention.window is not None for layer in spec.layers
+        layer.attention.window is not None for layer in distinct_layers(spec)
     )
     shown = {0 if slides or ctx.stack.full_logits else steps - 1, steps - 1}
     if case.cache == "quantized" and steps >= RESIDUAL:

@@ -190,7 +190,9 @@ def _freed_after(spec: ModelSpec, ctx: Context, kept: dict[int | None, int]) -> 
     The first layer that uses one is the last that needs it.
     """
     # Keys that a checkpointed layer shares keep the graph that made them, tables and all.
-    keeps = ctx.checkpointing and any(layer.attention.shares_states for layer in spec.layers)
+    keeps = ctx.checkpointing and any(
+        layer.attention.shares_states for layer in distinct_layers(spec)
+    )
     freed: dict[int, int] = {}
     seen: set[int | None] = set()
     for index, layer in enumerate(spec.layers):
