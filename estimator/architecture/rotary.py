@@ -126,7 +126,7 @@ def _turn(
         # Under autocast projections are in half precision, but the tables are not.
         style = "fp32_tables"
     turned = tuple(_rotate(tape, x, style, tables) for x in wide)
-    if shared:
+    if shared or style == "repeated":
         tape.drop(*wide)
         return turned
     outs = tuple(cast(tape, x, given.width) for x, given in zip(turned, states, strict=True))

@@ -21,6 +21,9 @@ from estimator.spec import Attention, ModelSpec
 
 Core = Callable[[Tape, Tensor, Tensor, Tensor, Attention, Context, bool], tuple[Tensor, object]]
 
+_WITHOUT_GROUPS = ("persimmon",)
+"""Types whose configurations have no `num_key_value_heads`, which DeepSpeed reads."""
+
 _STYLES = ("tables", "fp32_tables", "fp32_input", "held_parts")
 
 
@@ -32,10 +35,12 @@ def refuse_spread(case: Case, spec: ModelSpec) -> None:
         UnsupportedError: a kind of attention without a formula; the message names the way out.
     """
     ranks = case.sp_size
+    turned = any(layer.attention.rotary for layer in spec.layers)
+    readable = turned and spec.model_type not in _WITHOUT_GROUPS
     for layer in distinct_layers(spec):
         block = layer.attention
         plain = block.recipe == "standard" and layer.recipe == "pre_norm" and not block.sinks
-        if not plain or block.rotary_style not in _STYLES or spec.position_rows:
+        if not (readable and plain) or block.rotary_style not in _STYLES or spec.position_rows:
             raise UnsupportedError(
                 f"the architecture formulas do not know sequence parallelism of {spec.model_type}: "
                 "use parallelism null, or gpumem trace"
