@@ -22,7 +22,7 @@ from estimator.config_source import load_config
 from estimator.errors import UnsupportedError
 from estimator.families import parse_spec
 from estimator.losses import check_loss
-from estimator.spec import ModelSpec, Moe
+from estimator.spec import ModelSpec, Moe, SelectiveScan
 
 __all__ = ["QUICK", "Bounds", "draw_cases"]
 
@@ -41,6 +41,9 @@ _OPTIMIZERS = (
     *("rmsprop_bnb_8bit", "ademamix", "ademamix_8bit", "paged_ademamix_8bit"),
     *("lion_32bit", "lion_8bit", "paged_lion_8bit"),
 )
+_LONGEST_SCAN = 192
+"""Tokens of a sequence that Mamba's scan goes through one by one: a trace of thousands takes an
+hour."""
 # Older stacks that the trace can play (profiler/stacks.py).
 _STACKS = ("transformers-4.48", "fms-acceleration")
 
@@ -61,6 +64,8 @@ def _draw(stream: str, slot: Slot, bounds: Bounds) -> Case:
     model = draw_model(axis("model"), slot, bounds)
     spec = parse_spec(load_config(model))
     longest = bounds.sequence_length[1]
+    if any(isinstance(layer.attention.mixer, SelectiveScan) for layer in spec.layers):
+        longest = min(longest, max(bounds.sequence_length[0], _LONGEST_SCAN))
     if spec.positions_bounded and spec.max_positions is not None:
         longest = min(longest, spec.max_positions)
     training = axis("task").random() < 0.65

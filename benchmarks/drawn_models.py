@@ -146,12 +146,16 @@ def _changed(rng: random.Random, model: _Known, bounds: Bounds) -> dict[str, Any
 
 
 def _cut(config: dict[str, Any], depth: int) -> dict[str, Any]:
-    """Return a configuration of `depth` layers: lists of one item a layer are as long."""
+    """Return a configuration of `depth` layers: lists of one item a layer are as long, and so is
+    a pattern of one letter a layer."""
     layers = _layers(config)
-    cut = {
-        name: value[:depth] if isinstance(value, list) and len(value) == layers else value
-        for name, value in config.items()
-    }
+    cut = dict(config)
+    for name, value in config.items():
+        by_layer = isinstance(value, list) or (isinstance(value, str) and "pattern" in name)
+        if by_layer and len(value) == layers:
+            cut[name] = value[:depth]
+    if "attn_layer_indices" in cut:
+        cut["attn_layer_indices"] = [n for n in cut["attn_layer_indices"] if n < depth]
     for name in _LAYER_FIELDS:
         if name in cut:
             cut[name] = depth
