@@ -129,4 +129,5 @@ def _complete(name: str, config: Any, origin: Origin, what: str) -> ModelConfig:
             "the checkpoint's own quantization_config is left out: "
             "dtype and quantization are the case's"
         )
-    return ModelConfig(name, config, origin, notes=tuple(notes))
+    # A name stands in sentences of one line.
+    return ModelConfig(" ".join(name.split()), config, origin, notes=tuple(notes))

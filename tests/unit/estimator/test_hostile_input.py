@@ -37,3 +37,8 @@ def test_a_stack_of_tuples_has_no_other_cache(cache: str) -> None:
 def test_a_fraction_is_one_whatever_its_size(value: float) -> None:
     with pytest.raises(CaseError, match=r"momentum is .*a number from 0 to below 1"):
         Case.from_dict({"model": "gpt2", "momentum": value})
+
+
+def test_a_name_of_two_lines_is_shown_in_one() -> None:
+    with pytest.raises(UnsupportedError, match=r"model type 'a\\nb' of a b: use gpumem trace"):
+        estimate(Case.from_dict({"model": {"model_type": "a\nb"}}))
