@@ -34,7 +34,7 @@ def embeddings(tape: Tape, spec: ModelSpec, ctx: Context) -> tuple[Tensor, tuple
         narrow, out = out, linear(tape, out, spec.project_in, ctx)
         _keep_leaf(tape, narrow, ctx)
         tape.drop(narrow)
-    if spec.position_rows and spec.embedding_norm is not None:
+    if spec.position_rows and spec.embedding_norm is not None and not spec.embedding_named:
         return _normed_sum(tape, out, spec, ctx), ()
     if spec.position_rows:
         rows = parameter(spec.position_rows * spec.hidden_size, ctx.width, ctx.full)
@@ -42,6 +42,9 @@ def embeddings(tape: Tape, spec: ModelSpec, ctx: Context) -> tuple[Tensor, tuple
         positions = _positions(tape, rows, ctx.tokens if own else ctx.queries, spec, ctx)
         part = PASS if own else positions.size
         summed = tape.op(count, ctx.width, (out, positions), grads=(PASS, part))
+        if spec.embedding_norm is not None:
+            before, summed = summed, norm(tape, summed, spec.embedding_norm, ctx)
+            tape.drop(before)
         hidden = dropout(tape, summed, spec.embedding_dropout, ctx)
         tape.drop(summed)
         if spec.project_in is None:

@@ -81,7 +81,7 @@ class _Standard:
             upcast = spec.model_type not in ctx.stack.uncast_loss_types
             self._value = older.shifted_loss(tape, scores, upcast, ctx)
         else:
-            self._value = blocks.loss(tape, scores, ctx)
+            self._value = blocks.loss(tape, scores, ctx, spec.plain_loss)
         # The model's forward still names its last hidden states.
         tape.drop(x)
         return self._returned(tape, scores)

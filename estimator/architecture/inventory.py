@@ -85,6 +85,10 @@ class Inventory:
     """Elements of each of the base's tensors that stays in fp32."""
     frozen: tuple[int, ...] = ()
     """Elements of each tensor that never trains, in fp32."""
+    idle: tuple[int, ...] = ()
+    """Elements of each of the base's tensors that never gets a gradient."""
+    idle_adapters: tuple[int, ...] = ()
+    """Elements of each adapter matrix that never gets a gradient."""
     bypassed: tuple[int, ...] = ()
     """Elements of each adapter matrix that gets no gradient where nothing is quantized."""
 
@@ -133,8 +137,18 @@ def inventory(spec: ModelSpec, lora: Lora | None) -> Inventory:
         spec.fixed_positions_cast,
         tuple(spec.fp32_counts()),
         tuple(spec.frozen_counts()),
+        tuple(spec.idle_counts()),
+        tuple(_idle_adapters(spec, lora)),
         tuple(_bypassed(spec, lora)),
     )
+
+
+def _idle_adapters(spec: ModelSpec, lora: Lora | None) -> Iterator[int]:
+    if lora is None:
+        return
+    for layer in spec.layers:
+        for linear in layer.idle_linears:
+            yield from linear_adapters(linear, lora)
 
 
 def _bypassed(spec: ModelSpec, lora: Lora | None) -> Iterator[int]:
@@ -221,9 +235,22 @@ def _quantized_weights(
 def trainable(case: Case, items: Inventory) -> tuple[tuple[int, ...], int]:
     """Return the tensors that train, and the bytes of an element of theirs."""
     if case.method == "lora":
-        if not items.bypassed or case.quantization is not None:
-            return items.adapters, 4
-        left = Counter(items.adapters) - Counter(items.bypassed)
-        return tuple(left.elements()), 4
+        bypassed = () if case.quantization is not None else items.bypassed
+        return _without(items.adapters, (*items.idle_adapters, *bypassed)), 4
     width = WIDTHS[case.dtype]
-    return elements(items, width), width
+    return _without(elements(items, width), items.idle), width
+
+
+@lru_cache(maxsize=64)
+def _without(counts: tuple[int, ...], idle: tuple[int, ...]) -> tuple[int, ...]:
+    """Leave tensors out, each by its elements."""
+    if not idle:
+        return counts
+    left = Counter(idle)
+    kept = []
+    for count in counts:
+        if left[count] > 0:
+            left[count] -= 1
+        else:
+            kept.append(count)
+    return tuple(kept)

@@ -41,6 +41,8 @@ LAYERS: dict[str, Callable[[Tape, Tensor, Layer, Context], Tensor]] = {
     "inlined": inlined.inlined_layer,
     "inlined_flat": inlined.flat_layer,
     "post_norm_flat": post_norm.flat_post_norm_layer,
+    "inlined_nested": inlined.nested_layer,
+    "inlined_post_norm": inlined.post_norm_layer,
     "post_norm": post_norm.post_norm_layer,
     "falcon": falcon.falcon_layer,
     "bloom": alibi.bloom_layer,
@@ -191,13 +193,22 @@ def as_logits(x: Tensor) -> Tensor:
     return x
 
 
-def loss(tape: Tape, scores: Tensor, ctx: Context) -> Tensor:
+def loss(tape: Tape, scores: Tensor, ctx: Context, plain: bool = False) -> Tensor:
     """Cross-entropy over all tokens, as ForCausalLMLoss computes it: an fp32 copy of the logits,
     a log-softmax that is saved, and in backward two more fp32 buffers of the logits' size.
 
     Source: transformers/loss/loss_utils.py; aten's log_softmax and nll_loss.
     """
     T = ctx.tokens
+    if plain:
+        # Labels come as they are, and only autocast casts.
+        given = tape.alias(scores) if ctx.amp is None else as_logits(cast(tape, scores, 4))
+        log_probabilities = tape.op(
+            given.count, given.width, (given,), saves_out=True, component="logits"
+        )
+        value = tape.op(1, given.width, (log_probabilities,), (log_probabilities,), aux=(4,))
+        tape.drop(log_probabilities, given)
+        return value
     copy = as_logits(cast(tape, scores, 4))
     # Of sequences that several GPUs share the loader has shifted the labels.
     shifted = labels = None

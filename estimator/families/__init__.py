@@ -9,6 +9,7 @@ from functools import lru_cache
 from estimator.config_source import ModelConfig
 from estimator.errors import UnsupportedError
 from estimator.families import (
+    bart,
     bert,
     bloom_mpt,
     deepseek,
@@ -84,6 +85,10 @@ PARSERS: dict[str, Callable[[ConfigReader], ModelSpec]] = {
     "gpt-sw3": gpt2.parse,
     "gpt_bigcode": gpt2.parse_bigcode,
     "gpt_neox": gpt_neox.parse,
+    "bart": bart.parse,
+    "mbart": bart.parse,
+    "plbart": bart.parse,
+    "blenderbot": bart.parse,
     "bert": bert.parse,
     "ernie": bert.parse,
     "bert-generation": bert.parse_generation,

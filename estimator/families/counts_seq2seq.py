@@ -1,9 +1,9 @@
-"""Parameter counts of decoders of sequence-to-sequence models as causal models: BART and its kin.
+"""Parameter counts of decoders of sequence-to-sequence models as causal models: kin of BART.
 
 Their layers keep the attention to an encoder, though none is there.
 
-Source: transformers/models/{bart,mbart,pegasus,bigbird_pegasus,marian,blenderbot,
-blenderbot_small,mvp,plbart,trocr,whisper}/{modeling,configuration}_*.py.
+Source: transformers/models/{pegasus,bigbird_pegasus,marian,
+blenderbot_small,mvp,trocr,whisper}/{modeling,configuration}_*.py.
 """
 
 from __future__ import annotations
@@ -32,14 +32,10 @@ class _Family:
 
 
 _FAMILIES = {
-    "bart": _Family(50265, 1024, 12, 4096, 1024, offset=2, embedding_norm=True),
-    "mbart": _Family(50265, 1024, 12, 4096, 1024, 2, embedding_norm=True, final_norm=True),
     "mvp": _Family(50267, 1024, 12, 4096, 1024, offset=2, embedding_norm=True),
-    "plbart": _Family(50005, 768, 6, 3072, 1024, offset=2, embedding_norm=True),
     "pegasus": _Family(50265, 1024, 12, 4096, 1024, final_norm=True),
     "bigbird_pegasus": _Family(96103, 1024, 16, 4096, 4096, embedding_norm=True, can_tie=False),
     "marian": _Family(58101, 1024, 12, 4096, 1024),
-    "blenderbot": _Family(8008, 2560, 24, 10240, 128, final_norm=True),
     "blenderbot-small": _Family(50265, 512, 8, 2048, 512, embedding_norm=True),
     "trocr": _Family(50265, 1024, 12, 4096, 512, offset=2, embedding_norm=True),
     "whisper": _Family(51865, 384, 4, 1536, 448, final_norm=True, key_bias=False),

@@ -21,6 +21,8 @@ class Mlp:
     activation: str
     fused_gate: bool = False
     inner_norm: Norm | None = None
+    inner_dropout: float = 0.0
+    """Dropout behind the activation (BART)."""
 
     @property
     def parameters_apart(self) -> tuple[int, ...]:

@@ -37,6 +37,9 @@ class Layer:
     attended_dropout: bool = True
     holds_attended_input: bool = False
     residual_scaled: bool = False
+    idle: tuple[Linear | Norm, ...] = ()
+    """Modules that the code never runs (BART's attention to an encoder that is not there): they
+    are loaded, quantized and adapted, and get no gradient."""
     attends: bool = True
     """Whether it has an attention (or what stands in its place): Nemotron-H has layers of an MLP
     alone, whose `attention` then only says what the model's others are like."""
@@ -48,13 +51,20 @@ class Layer:
     def linears(self) -> tuple[Linear, ...]:
         """Its linears in the order in which they run."""
         attention = self.attention.linears if self.attends else ()
-        return attention if self.mlp is None else (*attention, *self.mlp.linears)
+        mlp = () if self.mlp is None else self.mlp.linears
+        return (*attention, *self.idle_linears, *mlp)
+
+    @property
+    def idle_linears(self) -> tuple[Linear, ...]:
+        """Linears that never run."""
+        return tuple(module for module in self.idle if isinstance(module, Linear))
 
     @property
     def norms(self) -> tuple[Norm, ...]:
         """Its norms, those of queries and keys first."""
         around = (self.input_norm, self.post_norm, self.attention_out_norm, self.mlp_out_norm)
         own = self.attention.norms if self.attends else ()
+        own += tuple(module for module in self.idle if isinstance(module, Norm))
         return (*own, *(norm for norm in around if norm is not None))
 
     @property
@@ -143,6 +153,8 @@ class ModelSpec:
     """Whether the head's input is divided by a number (MiniCPM3)."""
     tables_by_sequence: bool = False
     """Whether each sequence has a cos and a sin of its own (Qwen 3.5's three positions)."""
+    plain_loss: bool = False
+    """Whether the loss is computed in the logits' dtype, of labels as they come (BART)."""
     residual_fp32: bool = False
     """Whether what flows from layer to layer is in fp32 (Mamba)."""
     logits_fp32: bool = False
@@ -187,6 +199,17 @@ class ModelSpec:
         for layer in self.layers:
             if isinstance(layer.mlp, Moe) and layer.mlp.frozen:
                 yield layer.mlp.frozen
+
+    def idle_counts(self) -> Iterator[int]:
+        """Yield the elements of each parameter that never gets a gradient."""
+        for layer in self.layers:
+            for module in layer.idle:
+                if isinstance(module, Norm):
+                    yield from module.shapes
+                    continue
+                yield module.weight_count
+                if module.bias:
+                    yield module.outputs
 
     def fp32_counts(self) -> Iterator[int]:
         """Yield the elements of each weight that trains and stays in fp32."""

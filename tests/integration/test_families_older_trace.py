@@ -104,6 +104,20 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "bitnet": {"model_type": "bitnet", **SIZES},
     "nanochat": {"model_type": "nanochat", **SIZES},
 }
+BART = {
+    "d_model": 256,
+    "decoder_layers": 3,
+    "decoder_attention_heads": 8,
+    "decoder_ffn_dim": 512,
+    "vocab_size": 500,
+    "activation_dropout": 0.1,
+    "pad_token_id": 0,
+}
+FAMILIES |= {
+    "bart": {"model_type": "bart", **BART},
+    "mbart": {"model_type": "mbart", **BART},
+    "plbart": {"model_type": "plbart", **BART},
+}
 WITHOUT_CHECKPOINTING = ("ctrl",)
 RUNS: dict[str, dict[str, Any]] = {
     "full": {"task": "training", "batch_size": 2, "sequence_length": 300},

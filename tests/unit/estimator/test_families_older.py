@@ -190,3 +190,39 @@ def test_a_cache_that_a_class_does_not_run_with_is_refused(model_type: str, cach
         UnsupportedError, match=f"cache '{cache}' of {model_type}: use cache dynamic"
     ):
         estimate(case)
+
+
+BART = {"model_type": "bart", "d_model": 256, "decoder_layers": 2, "decoder_attention_heads": 8}
+BART |= {"decoder_ffn_dim": 512, "vocab_size": 500}
+
+
+def test_an_idle_attention_is_loaded_but_gets_no_gradient_and_no_states() -> None:
+    """BART's decoder keeps its attention to an encoder, which no causal run calls."""
+    spec = spec_of(BART)
+    idle = sum(spec.idle_counts())
+    assert idle == 2 * (4 * (256 * 256 + 256) + 2 * 256)
+    report = estimate(Case(model=BART, task="training", optimizer="adamw_torch_fused"))
+    assert report.parameters.trainable == report.parameters.total == spec.parameters
+    states = report.components.optimizer_states_bytes
+    assert states is not None
+    # Each of the tensors is rounded up by less than 512 B, and has a step of its own.
+    assert 0 <= states - 2 * 2 * (spec.parameters - idle) < 80 * 3 * 512
+
+
+def test_adapters_on_idle_linears_have_no_states() -> None:
+    fields = {"model": BART, "task": "training", "method": "lora"}
+    every, fewer = (
+        estimate(Case.from_dict({**fields, "lora": {"target_modules": names}}))
+        for names in (["q_proj"], ["fc1"])
+    )
+    # One of the two q_proj of a layer runs.
+    assert every.parameters.trainable == 2 * 2 * 16 * 2 * 256
+    states = every.components.optimizer_states_bytes
+    assert states is not None
+    assert states < 8 * every.parameters.trainable
+    assert fewer.components.optimizer_states_bytes is not None
+
+
+def test_dropped_layers_are_refused() -> None:
+    with pytest.raises(UnsupportedError, match="decoder_layerdrop"):
+        spec_of({**BART, "decoder_layerdrop": 0.1})
