@@ -375,3 +375,8 @@ def test_attention_that_is_recomputed_keeps_no_scores() -> None:
 def test_trainer_keeps_no_logits() -> None:
     with pytest.raises(UnsupportedError, match="keep_logits is for the own loop"):
         measure(how=HowToRun(loop=TRAINER_LOOP), task="training", keep_logits=True)
+
+
+def test_a_measurement_is_one_gpus() -> None:
+    with pytest.raises(UnsupportedError, match="use gpumem estimate or gpumem trace"):
+        measure(task="training", parallelism={"sp_size": 2}, sequence_length=64)

@@ -147,3 +147,9 @@ def test_a_file_of_other_versions_is_traced_again(
     assert second.surface.streams == {}
     monkeypatch.setattr(surface_answers, "_can_trace", lambda: False)
     assert SurfaceAnswers(c, path)(c) == first(c)
+
+
+def test_shared_sequences_have_no_surface() -> None:
+    case = Case.from_dict({"model": "gpt2", "task": "training", "parallelism": {"sp_size": 2}})
+    with pytest.raises(UnsupportedError, match="without --source trace"):
+        new_surface(case)
