@@ -95,8 +95,7 @@ def _draw(stream: str, slot: Slot, bounds: Bounds) -> Case:
         new = _between(axis("max_new_tokens"), *bounds.max_new_tokens)
         fields["max_new_tokens"] = min(new, max(1, longest - length))
     if (adapters or not training) and axis("quantized").random() < 0.3:
-        dora = adapters and fields["lora"]["use_dora"]
-        fields |= _quantization(axis("quantization"), training, dora)
+        fields |= _quantization(axis("quantization"), training)
     standard = fields.get("loss", "standard") == "standard"
     ranks = axis("sp_size").choice((1,) * 8 + (2, 4))
     eager = fields["attention"] == "eager"
@@ -169,14 +168,13 @@ def _mixed_precision(rng: random.Random, dtype: str, share: float) -> str | None
     return rng.choice((usual, usual, usual, "fp16" if usual == "bf16" else "bf16"))
 
 
-def _quantization(rng: random.Random, training: bool, dora: bool) -> dict[str, Any]:
+def _quantization(rng: random.Random, training: bool) -> dict[str, Any]:
     kind = rng.choice(("int8", "nf4", "fp4"))
     fields: dict[str, Any] = {"quantization": kind}
     if kind != "int8":
         fields["double_quantization"] = rng.random() < 0.5
     if training:
-        # DoRA under autocast has no formula without.
-        fields["prepare_kbit"] = dora or rng.random() < 0.7
+        fields["prepare_kbit"] = rng.random() < 0.7
     return fields
 
 

@@ -72,7 +72,10 @@ def build_model(case: Case, device: Any, weights: str = "auto") -> Any:
         if case.lora is not None:
             model = _add_adapters(case, model)
         model.eval()
-        model.requires_grad_(False)
+        if case.lora is not None or case.mixed_precision is None:
+            # What from_pretrained loads requires grad, which generate's no_grad makes nothing of;
+            # but autocast remembers its casts of such weights, and not those of peft's frozen base.
+            model.requires_grad_(False)
     return model
 
 

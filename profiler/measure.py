@@ -127,7 +127,7 @@ class _Run:
         case = self.case
         self._weights_source = "checkpoint" if build.checkpoint_folder(case) else "random"
         self._model = build.build_model(case, self.device)
-        self._parameters = tensors.count_parameters(self._model)
+        self._parameters = tensors.count_parameters(self._model, case.training)
         vocabulary = self._model.config.get_text_config().vocab_size
         batch = loops.make_batch(case, vocabulary, self.device)
         if case.training and self.how.loop == TRAINER_LOOP:

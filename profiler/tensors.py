@@ -79,12 +79,15 @@ def cache_tensors(cache: Any) -> Iterator[Any]:
         yield from cache_tensors([value for key, value in vars(cache).items() if key != "config"])
 
 
-def count_parameters(model: Any) -> Parameters:
-    """Return parameter counts, tied ones once; a 4-bit weight counts its elements, not bytes."""
+def count_parameters(model: Any, training: bool = True) -> Parameters:
+    """Return parameter counts, tied ones once; a 4-bit weight counts its elements, not bytes.
+
+    Nothing trains in inference, whatever requires grad.
+    """
     total = trainable = 0
     for parameter in model.parameters():
         state = getattr(parameter, "quant_state", None)
         count = parameter.numel() if state is None else state.shape.numel()
         total += count
-        trainable += count if parameter.requires_grad else 0
+        trainable += count if training and parameter.requires_grad else 0
     return Parameters(total=total, trainable=trainable)

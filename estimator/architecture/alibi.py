@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from estimator.architecture.attention import grow_cache
 from estimator.architecture.context import Context
-from estimator.architecture.kernels import add_mask, laid_out, softmax
+from estimator.architecture.kernels import add_mask, laid_out, operand, softmax
 from estimator.architecture.moe import feed_forward
 from estimator.architecture.norms import norm
 from estimator.architecture.parts import add, cast, dropout, linear, operands, scale
@@ -51,6 +51,7 @@ def _bloom_attention(
         key, value = grow_cache(tape, key, value, spec, ctx, consumes=True)
     copied = ctx.batch > 1 and ctx.queries > 1
     q_mat = laid_out(tape, query, query.count) if copied else tape.alias(query)
+    # Biases, queries and keys are of one type where autocast casts them.
     k_mat, v_mat = (
         laid_out(tape, part, part.count) if copied and not ctx.cached else tape.alias(part)
         for part in (key, value)
@@ -61,12 +62,17 @@ def _bloom_attention(
     saves = operands(q_mat, k_mat)
     scores_count = ctx.batch * spec.heads * ctx.queries * ctx.keys
     # Each gradient is multiplied by the scale: there is one more of its size for a moment.
-    scores = tape.op(scores_count, ctx.width, (k_mat, q_mat), saves, temporaries=(k_mat.size,))
-    masked = add_mask(tape, scores)
-    probabilities = softmax(tape, masked, spec, ctx)
+    biases = None
+    if ctx.amp is not None and ctx.width != q_mat.width:
+        biases = tape.new(ctx.batch * spec.heads * ctx.keys, q_mat.width)
+    scores = tape.op(scores_count, q_mat.width, (k_mat, q_mat), saves, temporaries=(k_mat.size,))
+    tape.drop(biases)
+    masked = add_mask(tape, scores, ctx.width)
+    probabilities = softmax(tape, masked, spec, ctx, q_mat.width)
     weights = dropout(tape, probabilities, spec.dropout, ctx)
     tape.drop(probabilities)
-    product = tape.op(q_mat.count, ctx.width, (weights, v_mat), operands(weights, v_mat))
+    product = tape.op(q_mat.count, q_mat.width, (weights, v_mat), operands(weights, v_mat))
+    tape.probabilities_width = weights.width
     merged = _merged(tape, product, ctx)
     result = _added(tape, linear(tape, merged, spec.output, ctx), residual, layer, ctx)
     tape.drop(merged, fused, q_mat, scores, masked)
@@ -86,26 +92,27 @@ def mpt_attention(
     if ctx.cached:
         key, value = grow_cache(tape, key, value, spec, ctx, consumes=True)
     copied = ctx.batch > 1 and ctx.queries > 1
-    q_mat = laid_out(tape, query, query.count) if copied else tape.alias(query)
+    q_mat = operand(tape, query, ctx, copied)
     copied_keys = copied and not ctx.cached
-    k_mat = laid_out(tape, key, key.count) if copied_keys else tape.alias(key)
+    k_mat = operand(tape, key, ctx, copied_keys)
     scores_count = ctx.batch * spec.heads * ctx.queries * ctx.keys
-    raw = tape.op(scores_count, ctx.width, (q_mat, k_mat), operands(q_mat, k_mat))
+    raw = tape.op(scores_count, q_mat.width, (q_mat, k_mat), operands(q_mat, k_mat))
     tape.drop(q_mat, k_mat)
     scaled = scale(tape, raw)
     tape.drop(raw)
-    biased = tape.op(scores_count, 4, (scaled,), grads=(PASS if ctx.width == 4 else NEW,))
+    biased = tape.op(scores_count, 4, (scaled,), grads=(PASS if scaled.width == 4 else NEW,))
     tape.drop(scaled)
     scores = scale(tape, biased)
     tape.drop(biased)
     wide = tape.op(scores_count, 4, (scores,), saves_out=True)
-    probabilities = cast(tape, wide, ctx.width)
+    probabilities = cast(tape, wide, value.width)
     tape.drop(wide)
     weights = dropout(tape, probabilities, spec.dropout, ctx)
     tape.drop(probabilities)
-    v_mat = laid_out(tape, value, value.count) if copied_keys else tape.alias(value)
-    product = tape.op(query.count, ctx.width, (weights, v_mat), operands(weights, v_mat))
+    v_mat = operand(tape, value, ctx, copied_keys)
+    product = tape.op(query.count, v_mat.width, (weights, v_mat), operands(weights, v_mat))
     tape.drop(v_mat)
+    tape.probabilities_width = weights.width
     merged = _merged(tape, product, ctx)
     result = linear(tape, merged, spec.output, ctx)
     tape.drop(merged, fused, query, scores)

@@ -149,6 +149,7 @@ def grow_cache(
     Source: transformers/cache_utils.py, `DynamicLayer.update`.
     """
     consumed = spec.fused is None if consumes is None else consumes
+    tape.cache_widths = key.width, value.width
     if ctx.cache != "dynamic":
         update = quantized_update if ctx.cache == "quantized" else fill_slots
         read = update(tape, key, value, spec, ctx)
@@ -156,11 +157,13 @@ def grow_cache(
             tape.drop(key, value)
         return read
     made = []
+    # An empty tensor of the keys' dtype comes first: what is narrower is joined in that.
+    width = max(key.width, value.width)
     for features in spec.cached_features:
         row = ctx.batch * features
-        made.append(tape.new(row * ctx.keys, ctx.width, component="kv_cache"))
+        made.append(tape.new(row * ctx.keys, width, component="kv_cache"))
         if ctx.held_keys and not ctx.stack.tuple_cache:
-            _free_old(tape, row * ctx.held_keys, ctx.width)
+            _free_old(tape, row * ctx.held_keys, width)
     if consumed:
         tape.drop(key, value)
     return made[0], made[1]

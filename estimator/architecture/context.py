@@ -58,6 +58,11 @@ class Context:
     """Bytes of an element in which quantized linears compute: the dtype as loaded."""
     amp: str | None = None
     """`bfloat16` or `float16` under autocast."""
+    mask_width: int | None = None
+    """Bytes of an element of the masks that layers share, where autocast makes `width` another."""
+    remembers: bool = False
+    """Whether autocast remembers its casts of the base's weights, which require grad, to the end
+    of a forward pass that needs no gradients."""
     stack: Stack = TODAY
     """What an older software stack does otherwise."""
     loaded_width: int | None = None
@@ -193,6 +198,8 @@ def inference_context(case: Case, queries: int, keys: int, held_keys: int = 0) -
         quantization=case.quantization,
         double_quantization=case.double_quantization,
         compute_width=compute_width(case),
+        amp=None if case.mixed_precision is None else AMP_DTYPES[case.mixed_precision],
+        remembers=case.mixed_precision is not None and case.lora is None,
         stack=stack_of(case),
     )
 

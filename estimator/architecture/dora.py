@@ -11,6 +11,7 @@ from __future__ import annotations
 from estimator.architecture.context import Context
 from estimator.architecture.parts import (
     adapter,
+    adapter_weight,
     add,
     cast,
     dropout,
@@ -38,10 +39,14 @@ def dora_sum(
     assert ctx.lora is not None
     rows = x.count // spec.inputs
     read = dropout(tape, x, ctx.lora.lora_dropout, ctx)
+    r = ctx.lora.r
+    # Each is cast once, at its first product.
+    a = adapter_weight(tape, spec.inputs, r, ctx)
+    b = adapter_weight(tape, r, spec.outputs, ctx)
     first = len(tape.nodes)
     eye = tape.new(spec.inputs**2, ctx.adapter_width, component="temporaries")
-    down = adapter(tape, eye, spec.inputs, spec.inputs, ctx.lora.r, ctx)
-    up = adapter(tape, down, spec.inputs, ctx.lora.r, spec.outputs, ctx)
+    down = adapter(tape, eye, spec.inputs, spec.inputs, r, ctx, weight=a)
+    up = adapter(tape, down, spec.inputs, r, spec.outputs, ctx, weight=b)
     tape.drop(down, eye)
     added = cast(tape, up, x.width)
     tape.drop(up)
@@ -50,9 +55,9 @@ def dora_sum(
     norms = _row_norms(tape, added, weight, spec)
     magnitude = parameter(spec.outputs, ctx.adapter_width, ctx.training)
     factor = tape.op(spec.outputs, ctx.adapter_width, (magnitude,), (norms,))
-    low = adapter(tape, read, rows, spec.inputs, ctx.lora.r, ctx, viewed)
-    learned = adapter(tape, low, rows, ctx.lora.r, spec.outputs, ctx, viewed)
-    tape.drop(low)
+    low = adapter(tape, read, rows, spec.inputs, r, ctx, viewed, a)
+    learned = adapter(tape, low, rows, r, spec.outputs, ctx, viewed, b)
+    tape.drop(low, a, b)
     base = _base_result(tape, read, result, weight, spec, ctx, viewed)
     extra = _scaled_parts(tape, factor, base, learned)
     tape.abandon(first, last)

@@ -94,6 +94,11 @@ def _as_supported(case: Case, spec: ModelSpec) -> tuple[Case, tuple[str, ...]]:
             f"cache is 'quantized', but transformers has it for full attention only, and "
             f"{spec.name} has sliding layers: use cache dynamic or static"
         )
+    if case.cache == "paged" and case.mixed_precision is not None:
+        raise UnsupportedError(
+            f"mixed_precision is {case.mixed_precision!r}, but engines with a paged cache know no "
+            "autocast: use cache dynamic, or no mixed_precision"
+        )
     if not case.training and case.cache != "dynamic" and stack_of(case).tuple_cache:
         raise UnsupportedError(
             f"cache is {case.cache!r}, but generate of the stack {case.stack} hands keys and "
@@ -130,9 +135,6 @@ def _refuse(case: Case, spec: ModelSpec) -> None:
     reasons = {
         f"quantization {case.quantization!r} of {spec.model_type} (its code multiplies by weights "
         "itself)": case.quantization is not None and not spec.quantizable,
-        f"mixed_precision {case.mixed_precision!r} in inference": (
-            case.mixed_precision is not None and not case.training
-        ),
         f"stack {case.stack!r} with other norms than RMSNorm": _norms_unknown(case, spec),
         f"{case.dtype} weights under autocast to {case.mixed_precision}": (
             case.dtype != "float32" and case.mixed_precision not in (None, _HALVES[case.dtype])
@@ -140,13 +142,6 @@ def _refuse(case: Case, spec: ModelSpec) -> None:
         f"loss {case.loss!r} under autocast to another half type than the weights'": (
             case.loss != "standard"
             and case.mixed_precision not in (None, _HALVES.get(case.dtype, case.mixed_precision))
-        ),
-        "DoRA under autocast on a quantized base that was not prepared (prepare_kbit)": (
-            case.lora is not None
-            and case.lora.use_dora
-            and case.mixed_precision is not None
-            and case.quantization is not None
-            and not case.prepare_kbit
         ),
         "DoRA on stacked experts (peft has none)": _dora_experts(case, spec),
         **{f"activation {name!r}": True for name in _unknown_activations(spec)},
@@ -290,6 +285,8 @@ def _assumptions(case: Case, config: ModelConfig) -> tuple[str, ...]:
             lines.append("the loop lets go of the logits before backward, as Trainer does")
     elif case.stack is None:
         lines.append(f"generate: the last token's logits only, {_CACHES[case.cache]}")
+    if case.mixed_precision is not None and not case.training:
+        lines.append("autocast around each forward pass, as accelerate prepares a model")
     if case.attention == "sdpa":
         lines.append("sdpa chooses flash, memory-efficient or math as CUDA does before Hopper")
     lines += [NOT_ESTIMATED, NO_INTERVAL]

@@ -18,7 +18,7 @@ from estimator.architecture.expert_adapters import (
     stacked_weight,
 )
 from estimator.architecture.gates import gated
-from estimator.architecture.parts import cast, parameter
+from estimator.architecture.parts import cast, parameter, product_input
 from estimator.architecture.tape import PASS, Tape, Tensor
 from estimator.spec import Moe
 
@@ -85,21 +85,29 @@ def _batched(
     selected = tape.new(pairs * spec.hidden, x.width)
     ids = tape.new(pairs, 8)
     weights = [stacked_weight(tape, spec, name, ctx, factors) for name in ("gate_up", "down")]
-    first = tape.new(pairs * spec.up_features * spec.hidden, x.width)
+    first = tape.new(pairs * spec.up_features * spec.hidden, weights[0].width)
     bias = _biases(tape, spec, spec.up_features, ctx, ids)
-    inner = tape.new(pairs * spec.up_features, x.width)
+    inner = _batched_product(tape, first, selected, pairs * spec.up_features, ctx)
     hidden = gated(tape, inner, spec, ctx)
     tape.drop(inner)
-    second = tape.new(pairs * spec.width * spec.hidden, x.width)
+    second = tape.new(pairs * spec.width * spec.hidden, weights[1].width)
     tape.drop(first)
     last_bias = _biases(tape, spec, spec.hidden, ctx, ids)
     tape.drop(bias)
-    out = tape.new(pairs * spec.hidden, x.width)
+    out = _batched_product(tape, second, hidden, pairs * spec.hidden, ctx)
     tape.drop(hidden)
     weighted = _weighted(tape, out, scores, ctx)
     result = _summed(tape, weighted, x, ctx, spec)
     tape.drop(selected, ids, second, last_bias, out, weighted, *weights)
     return result
+
+
+def _batched_product(tape: Tape, weights: Tensor, x: Tensor, count: int, ctx: Context) -> Tensor:
+    """A product a pair; under autocast of copies in half precision."""
+    matrix, read = (product_input(tape, part, ctx) for part in (weights, x))
+    out = tape.new(count, read.width)
+    tape.drop(matrix, read)
+    return out
 
 
 def _biases(
@@ -124,9 +132,14 @@ def gather(tape: Tape, x: Tensor, count: int, index: Tensor) -> Tensor:
 def _product(
     tape: Tape, x: Tensor, weight: Tensor, count: int, bias: Tensor | None = None
 ) -> Tensor:
-    """A grouped product; its gradient for the weights has the size of all experts."""
-    saves = tuple(t for t, other in ((x, weight), (weight, x)) if other.grad)
-    out = tape.op(count, x.width, (weight, x), saves)
+    """A grouped product; its gradient for the weights has the size of all experts.
+
+    Autocast leaves it alone; its input is cast to the weights' dtype.
+    """
+    read = cast(tape, x, weight.width)
+    saves = tuple(t for t, other in ((read, weight), (weight, read)) if other.grad)
+    out = tape.op(count, weight.width, (weight, read), saves)
+    tape.drop(read)
     if bias is None:
         return out
     product, out = out, tape.op(count, x.width, (out, bias), grads=(PASS, PASS), into=out)
@@ -164,7 +177,8 @@ def _weighted(tape: Tape, x: Tensor, scores: Tensor, ctx: Context) -> Tensor:
 
 def _summed(tape: Tape, weighted: Tensor, x: Tensor, ctx: Context, spec: Moe) -> Tensor:
     """Sum over each token's k rows, and cast to x's dtype."""
-    total = tape.op(ctx.tokens * spec.hidden, weighted.width, (weighted,))
+    width = weighted.width if ctx.amp is None else 4
+    total = tape.op(ctx.tokens * spec.hidden, width, (weighted,))
     out = cast(tape, total, x.width)
     tape.drop(total)
     return out

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from estimator.architecture.attention import grow_cache
 from estimator.architecture.context import Context
-from estimator.architecture.kernels import attend, laid_out
+from estimator.architecture.kernels import add_mask, attend, laid_out, operand
 from estimator.architecture.moe import feed_forward
 from estimator.architecture.norms import norm
-from estimator.architecture.parts import add, cast, dropout, linear, operands
+from estimator.architecture.parts import add, cast, dropout, linear, operands, product_input
 from estimator.architecture.rotary import rotate_states
 from estimator.architecture.tape import PASS, Tape, Tensor
 from estimator.spec import Attention, Layer
@@ -70,7 +70,7 @@ def falcon_attention(
     held: tuple[Tensor, ...] = ()
     probabilities: Tensor | None
     if ctx.attention == "eager":
-        out, probabilities, held = _eager(tape, query, key, value, spec, ctx)
+        out, probabilities, held = _eager(tape, query, key, value, spec, ctx, x.width)
     else:
         out, probabilities = attend(tape, query, key, value, spec, ctx)
     result = linear(tape, out, spec.output, ctx)
@@ -103,26 +103,41 @@ def _split(tape: Tape, fused: Tensor, spec: Attention, ctx: Context) -> _States:
 
 
 def _eager(
-    tape: Tape, query: Tensor, key: Tensor, value: Tensor, spec: Attention, ctx: Context
+    tape: Tape,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    spec: Attention,
+    ctx: Context,
+    width: int,
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     """The output, the probabilities, and what is named until the attention's end.
 
     Scores are scaled in place; with distances (`alibi`) they are fp32 until the softmax.
+
+    Args:
+        width: bytes of an element of the attention's input, and so of the probabilities.
     """
     B, Q, K, a, d = ctx.batch, ctx.queries, ctx.keys, spec.heads, spec.head_dim
     # What was rotated lies as the projection does, and so do slices; the cache lies by head.
     copied = B > 1 and Q > 1
-    q_mat = laid_out(tape, query, query.count) if copied else tape.alias(query)
+    q_mat = operand(tape, query, ctx, copied)
     expands = spec.kv_heads == 1 and a > 1
 
     def matrix(x: Tensor) -> Tensor:
+        read = product_input(tape, x, ctx)
         if B > 1 and (expands or not ctx.cached):
-            return laid_out(tape, x, B * K * a * d)
-        return tape.view(x, B * K * a * d, x.size) if expands else tape.alias(x)
+            out = laid_out(tape, read, B * K * a * d)
+        elif expands:
+            out = tape.view(read, B * K * a * d, read.size)
+        else:
+            return read
+        tape.drop(read)
+        return out
 
     k_mat = matrix(key)
     count = B * a * Q * K
-    raw = tape.op(count, ctx.width, (q_mat, k_mat), operands(q_mat, k_mat))
+    raw = tape.op(count, q_mat.width, (q_mat, k_mat), operands(q_mat, k_mat))
     tape.drop(q_mat, k_mat)
     held: tuple[Tensor, ...] = (raw,)
     scores = raw
@@ -131,9 +146,10 @@ def _eager(
         biased = tape.op(count, 4, (wide,), grads=(PASS,))
         held = (raw, wide, biased)
         scores = biased
-    masked = tape.op(count, scores.width, (scores,), grads=(PASS,))
-    narrow = cast(tape, masked, ctx.width)
-    probabilities = tape.op(count, ctx.width, (narrow,), saves_out=True)
+    masked = add_mask(tape, scores, ctx.width)
+    fused = ctx.amp == "float16" and width == 4
+    narrow = tape.alias(masked) if fused else cast(tape, masked, width)
+    probabilities = tape.op(count, width, (narrow,), saves_out=True)
     tape.drop(masked, narrow)
     if spec.rotary:
         tape.drop(*held)
@@ -142,9 +158,10 @@ def _eager(
     if not spec.rotary:
         weights = dropout(tape, probabilities, spec.dropout, ctx)
         tape.drop(probabilities)
-    v_mat = matrix(value)
-    product = tape.op(B * Q * a * d, ctx.width, (weights, v_mat), operands(weights, v_mat))
-    tape.drop(v_mat)
+    tape.probabilities_width = weights.width
+    w_read, v_mat = product_input(tape, weights, ctx), matrix(value)
+    product = tape.op(B * Q * a * d, v_mat.width, (w_read, v_mat), operands(w_read, v_mat))
+    tape.drop(w_read, v_mat)
     out = product
     if Q > 1:
         out = tape.op(product.count, product.width, (product,), grads=(PASS,))

@@ -10,10 +10,18 @@ from __future__ import annotations
 
 from estimator.architecture.attention import grow_cache
 from estimator.architecture.context import Context
-from estimator.architecture.kernels import add_mask, laid_out
+from estimator.architecture.kernels import add_mask, fp32_softmax, operand
 from estimator.architecture.moe import feed_forward
 from estimator.architecture.norms import norm
-from estimator.architecture.parts import add, cast, dropout, linear, operands, scale
+from estimator.architecture.parts import (
+    add,
+    cast,
+    dropout,
+    linear,
+    operands,
+    product_input,
+    scale,
+)
 from estimator.architecture.rotary import rotate
 from estimator.architecture.tape import PASS, Tape, Tensor
 from estimator.spec import Attention, Layer
@@ -36,7 +44,7 @@ def gptj_attention(
     tape.drop(found)
     query, key, held = _rotated(tape, query, key, spec, ctx, tables)
     value = _by_head(tape, value)
-    return _finished(tape, query, key, value, spec, ctx, (*held, positions, indices))
+    return _finished(tape, query, key, value, spec, ctx, (*held, positions, indices), x.width)
 
 
 def codegen_attention(
@@ -51,7 +59,7 @@ def codegen_attention(
     query, key, value = (tape.op(count, fused.width, (part,), grads=(PASS,)) for part in parts)
     tables = tape.new(ctx.queries * spec.rotary_dim, 4)
     query, key, held = _rotated(tape, query, key, spec, ctx, tables)
-    return _finished(tape, query, key, value, spec, ctx, (*held, fused, *parts))
+    return _finished(tape, query, key, value, spec, ctx, (*held, fused, *parts), x.width)
 
 
 def gpt_neo_attention(
@@ -59,7 +67,7 @@ def gpt_neo_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """`GPTNeoSelfAttention.forward`: no rotation; a buffer masks what is not to be seen."""
     query, key, value = (_by_head(tape, part) for part in _projected(tape, x, spec, ctx))
-    return _finished(tape, query, key, value, spec, ctx, ())
+    return _finished(tape, query, key, value, spec, ctx, (), x.width)
 
 
 def parallel_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
@@ -131,11 +139,16 @@ def _finished(
     spec: Attention,
     ctx: Context,
     held: _Held,
+    given_width: int,
 ) -> tuple[Tensor, Tensor | None]:
-    """The cache, the scores and the output's projection; consumes all that is given."""
+    """The cache, the scores and the output's projection; consumes all that is given.
+
+    Args:
+        given_width: bytes of an element of the block's input, which keys are cached in.
+    """
     if ctx.cached:
-        if key.width != ctx.width:
-            wide, key = key, cast(tape, key, ctx.width)
+        if key.width > given_width:
+            wide, key = key, cast(tape, key, given_width)
             tape.drop(wide)
         key, value = grow_cache(tape, key, value, spec, ctx, consumes=True)
     product, probabilities = _scores(tape, query, key, value, spec, ctx)
@@ -157,22 +170,24 @@ def _scores(
     q32, k32 = cast(tape, query, 4), cast(tape, key, 4)
     # matmul lays out what is not laid out head by head; what comes from the cache is.
     copied = ctx.batch > 1 and ctx.queries > 1
-    q_mat = laid_out(tape, q32, q32.count) if copied else tape.alias(q32)
+    q_mat = operand(tape, q32, ctx, copied)
     copied_keys = copied and not ctx.cached
-    k_mat = laid_out(tape, k32, k32.count) if copied_keys else tape.alias(k32)
+    k_mat = operand(tape, k32, ctx, copied_keys)
     count = ctx.batch * spec.heads * ctx.queries * ctx.keys
-    scores = tape.op(count, 4, (q_mat, k_mat), operands(q_mat, k_mat))
+    raw = tape.op(count, q_mat.width, (q_mat, k_mat), operands(q_mat, k_mat))
     tape.drop(q_mat, k_mat)
-    for step in (scale, add_mask):
-        before, scores = scores, step(tape, scores)
-        tape.drop(before)
-    wide = tape.op(count, 4, (scores,), saves_out=True)
+    scaled = scale(tape, raw)
+    tape.drop(raw)
+    scores = add_mask(tape, scaled, ctx.width)
+    tape.drop(scaled)
+    wide = fp32_softmax(tape, scores, ctx)
     tape.drop(scores)
     probabilities = cast(tape, wide, value.width)
     tape.drop(wide)
     weights = dropout(tape, probabilities, spec.dropout, ctx)
     tape.drop(probabilities)
-    v_mat = laid_out(tape, value, value.count) if copied_keys else tape.alias(value)
-    product = tape.op(query.count, value.width, (weights, v_mat), operands(weights, v_mat))
-    tape.drop(v_mat, q32, k32)
+    w_read, v_mat = product_input(tape, weights, ctx), operand(tape, value, ctx, copied_keys)
+    product = tape.op(query.count, v_mat.width, (w_read, v_mat), operands(w_read, v_mat))
+    tape.drop(w_read, v_mat, q32, k32)
+    tape.probabilities_width = weights.width
     return product, weights

@@ -6,6 +6,7 @@ Source: GenerationMixin._sample; `logits_to_keep` is 1.
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 
 from estimator.allocator import expected_block
 from estimator.architecture import layer as blocks
@@ -34,6 +35,18 @@ from estimator.gpus import workspace_bytes
 from estimator.spec import Layer, Mixer, ModelSpec
 
 
+@dataclass(frozen=True, slots=True)
+class _LayerPass:
+    """A layer's forward, the release of what autocast remembers of it, and the bytes of an element
+    of the keys and of the values that it caches, and of what it returns."""
+
+    forward: Pass
+    release: Pass
+    widths: tuple[int, int]
+    out_width: int
+    probabilities_width: int | None
+
+
 def play_inference(case: Case, spec: ModelSpec, items: Inventory) -> Run:
     """Return the run of an inference case."""
     assert case.max_new_tokens is not None
@@ -50,11 +63,11 @@ def play_inference(case: Case, spec: ModelSpec, items: Inventory) -> Run:
     if items.table_cast:
         _cast_table(run, case, items)
     ctx = inference_context(case, S, S)
-    _forward(run, spec, ctx)
+    widths = _forward(run, spec, ctx)
     steps = case.max_new_tokens - 1
     if steps:
         run.begin("decode")
-    after = _cache(spec, case, S)
+    after = _cache(spec, case, S, widths)
     # The last step is the largest, but the first replaces the whole prompt of sliding layers, and
     # an older generate still names the prompt's logits.
     slides = case.cache == "dynamic" and any(
@@ -65,7 +78,7 @@ def play_inference(case: Case, spec: ModelSpec, items: Inventory) -> Run:
         # The last step that quantizes anew is not the last of all.
         shown.add(steps // RESIDUAL * RESIDUAL - 1)
     for index in sorted(shown) if steps else ():
-        before = _cache(spec, case, S + index)
+        before = _cache(spec, case, S + index, widths)
         run.change(
             "kv_cache",
             before.allocated_bytes - after.allocated_bytes,
@@ -80,7 +93,7 @@ def play_inference(case: Case, spec: ModelSpec, items: Inventory) -> Run:
         if ctx.stack.full_logits and index == 0:
             held = Storage(spec.vocab_size * ctx.tokens * 4, "logits")
             run.change("logits", -held.allocated, -held.requested)
-        after = _cache(spec, case, S + index + 1)
+        after = _cache(spec, case, S + index + 1, widths)
     return run
 
 
@@ -95,7 +108,8 @@ def _cast_table(run: Run, case: Case, items: Inventory) -> None:
     run.exchange("weights", old, new)
 
 
-def _forward(run: Run, spec: ModelSpec, ctx: Context) -> None:
+def _forward(run: Run, spec: ModelSpec, ctx: Context) -> dict[int, tuple[int, int]]:
+    """Play a step; return the widths of what each kind of layer caches."""
     # generate's copy of the new ids, which the model's caller holds, and their positions.
     ids, positions = 8 * ctx.tokens, 8 * ctx.queries
     run.change("temporaries", ids + positions)
@@ -108,49 +122,61 @@ def _forward(run: Run, spec: ModelSpec, ctx: Context) -> None:
     shared = rotary_tables(spec, ctx) + sum(attention_masks(spec, ctx).values())
     shared += distance_bytes(spec, ctx)
     run.change("temporaries", shared)
-    numbers = layer_numbers(spec)
-    passes: dict[int, tuple[Pass, Held]] = {}
+    passes, order = _layer_passes(spec, ctx, hidden.width)
     returned = Held()
-    for stretch in stretches(numbers):
-        number, layer = numbers[stretch[0]], spec.layers[stretch[0]]
-        if number not in passes:
-            seen = layer_context(layer, ctx)
-            named = probabilities(spec, layer, seen) + _shared_states(layer, seen)
-            passes[number] = _layer_pass(spec, layer, seen, _stream_width(spec, ctx)), named
-        played, leaves = passes[number]
+    for stretch in stretches(order):
+        played, layer = passes[order[stretch.start]], spec.layers[stretch.start]
+        seen = layer_context(layer, ctx)
         count = len(stretch)
-        if stretch.start == 0 and (spec.residual_fp32 or len(set(numbers)) > 1):
+        leaves = probabilities(spec, layer, seen, played.probabilities_width)
+        leaves += _shared_states(layer, seen)
+        if stretch.start == 0 and (spec.residual_fp32 or len(set(order)) > 1):
             # The first layer reads the embeddings themselves, and may be the highest.
-            first = played
-            if spec.residual_fp32:
-                first = _layer_pass(spec, layer, layer_context(layer, ctx), ctx.width)
             run.exchange("temporaries", also_held, Held())
-            run.play_layers(first, 1, returned, leaves)
+            run.play_layers(played.forward, 1, returned, leaves)
             run.exchange("temporaries", Held(), also_held)
             returned = leaves
             count -= 1
         if count:
-            run.play_layers(played, count, returned, leaves)
+            run.play_layers(played.forward, count, returned, leaves)
         returned = leaves
-    x = block_input(spec.hidden_size, ctx, grad=False, width=_stream_width(spec, ctx))
+    x = block_input(spec.hidden_size, ctx, grad=False, width=passes[order[-1]].out_width)
     normed = blocks.final_norm(tape, x, spec, ctx)
     tape.drop(x, *held)
     run.play(Pass.of(tape.take_events(), "the final norm"))
     run.change("temporaries", -also_held.allocated_bytes, -also_held.requested_bytes)
     run.change("temporaries", -shared)
     run.exchange("temporaries", returned, Held())
+    widths = {number: layer.widths for (number, _), layer in passes.items()}
     if ctx.stack.full_logits:
         _all_logits(run, tape, normed, spec, ctx)
         run.change("temporaries", -ids - positions)
-        return
+        return widths
     scores = blocks.logits(tape, normed, spec, ctx, ctx.batch)
     tape.drop(normed)
     run.play(Pass.of(tape.take_events(), "the last token's logits"))
+    if ctx.amp is not None:
+        for key in order:
+            run.play(passes[key].release)
+        scores = _accelerated(run, tape, scores)
     run.change("temporaries", -ids)
     copy = tape.new(scores.count, 4, component="logits")
     tape.drop(scores, copy)
     run.play(Pass.of(tape.take_events(), "the last token's logits"))
     run.change("temporaries", -positions)
+    return widths
+
+
+def _accelerated(run: Run, tape: Tape, scores: Tensor) -> Tensor:
+    """The autocast context ends, and accelerate casts the outputs to fp32; `scores` is consumed.
+
+    Source: accelerate's `convert_outputs_to_fp32`.
+    """
+    tape.release_cached()
+    wide = tape.new(scores.count, 4, component="logits")
+    tape.drop(scores)
+    run.play(Pass.of(tape.take_events(), "the last token's logits in fp32"))
+    return wide
 
 
 def _all_logits(run: Run, tape: Tape, normed: Tensor, spec: ModelSpec, ctx: Context) -> None:
@@ -176,36 +202,61 @@ def _shared_states(layer: Layer, ctx: Context) -> Held:
     return sum((Held(size, expected_block(size)) for size in sizes), Held())
 
 
-def _stream_width(spec: ModelSpec, ctx: Context) -> int:
-    """Return the bytes of an element of what flows from layer to layer."""
-    return 4 if spec.residual_fp32 else ctx.width
+def _layer_passes(
+    spec: ModelSpec, ctx: Context, width: int
+) -> tuple[dict[tuple[int, int], _LayerPass], list[tuple[int, int]]]:
+    """Play each kind of layer once; under autocast the first may see an input of another type.
+
+    Returns:
+        the passes by the kind of layer and the bytes of an element of its input, and these keys
+        in the order of the layers.
+    """
+    passes: dict[tuple[int, int], _LayerPass] = {}
+    order = []
+    for number in layer_numbers(spec):
+        key = number, width
+        if key not in passes:
+            layer = distinct_layers(spec)[number]
+            passes[key] = _layer_pass(spec, layer, layer_context(layer, ctx), width)
+        order.append(key)
+        width = passes[key].out_width
+    return passes, order
 
 
-def _layer_pass(spec: ModelSpec, layer: Layer, ctx: Context, width: int) -> Pass:
+def _layer_pass(spec: ModelSpec, layer: Layer, ctx: Context, width: int) -> _LayerPass:
     tape = Tape(recording=False)
     x = block_input(spec.hidden_size, ctx, grad=False, width=width)
-    blocks.decoder_layer(tape, x, layer, ctx)
+    out = blocks.decoder_layer(tape, x, layer, ctx)
     tape.drop(x)
-    return Pass.of(tape.events, "a layer with its keys and values")
+    forward = Pass.of(tape.take_events(), "a layer with its keys and values")
+    tape.release_cached()
+    release = Pass.of(tape.take_events(), "autocast's copies of weights go")
+    widths = tape.cache_widths or (ctx.width, ctx.width)
+    return _LayerPass(forward, release, widths, out.width, tape.probabilities_width)
 
 
-def _cache(spec: ModelSpec, case: Case, tokens: int) -> Held:
-    """Return the bytes of the cache's tensors after `tokens` tokens."""
+def _cache(spec: ModelSpec, case: Case, tokens: int, widths: dict[int, tuple[int, int]]) -> Held:
+    """Return the bytes of the cache's tensors after `tokens` tokens.
+
+    Args:
+        widths: bytes of an element of keys and of values, by the kind of layer.
+    """
     total = Held()
     seen = inference_context(case, 1, tokens + 1, tokens)
-    width = WIDTHS[case.dtype]
     for number, copies in Counter(layer_numbers(spec)).items():
         layer = distinct_layers(spec)[number]
+        own = widths[number]
         now = layer_context(layer, seen)
         if layer.attention.mixer is not None:
             total += _states(layer.attention.mixer, case, copies)
             continue
-        for features in layer.attention.cached_features:
+        past = Past.after(case.sequence_length, tokens - case.sequence_length)
+        for index, features in enumerate(layer.attention.cached_features):
             row = case.batch_size * features
-            sizes: tuple[int, ...] = ((now.slots or now.held_keys) * row * width,)
+            sizes: tuple[int, ...] = ((now.slots or now.held_keys) * row * max(own),)
             if case.cache == "quantized":
-                past = Past.after(case.sequence_length, tokens - case.sequence_length)
-                sizes = past.sizes(row, width)
+                newest, *scales = past.widths(*own, case.sequence_length)
+                sizes = past.sizes(row, scales[index], newest)
             for size in sizes:
                 kept = Storage(size, None)
                 total += Held(copies * kept.requested, copies * kept.allocated)

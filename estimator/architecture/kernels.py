@@ -131,14 +131,48 @@ def _in_half(
 ) -> Tensor:
     """Queries, keys and values are cast to half precision: by autocast, or for flash-attn.
 
-    flash-attn knows nothing wider, and transformers casts for it what a base that is prepared for
-    k-bit training hands on in fp32 (modeling_flash_attention_utils.py,
-    `fa_peft_integration_check`).
+    transformers repeats keys and values, and cuts them, before autocast sees them. flash-attn knows
+    nothing wider, and transformers casts for it what a base that is prepared for k-bit training
+    hands on in fp32 (modeling_flash_attention_utils.py, `fa_peft_integration_check`).
     """
-    inner = replace(ctx, width=AMP_WIDTH, half=ctx.amp or "bfloat16", amp=None)
-    q, k, v = (cast(tape, x, AMP_WIDTH) for x in (query, key, value))
-    out, _ = _attend(tape, q, k, v, spec, inner, by_head)
-    tape.drop(q, k, v)
+    half = ctx.amp or "bfloat16"
+    inner = replace(ctx, width=AMP_WIDTH, half=half, amp=None, mask_width=ctx.width)
+    cuts = bool(ctx.slots) and ctx.attention == "sdpa" and not masked(spec, ctx)
+    if cuts:
+        inner = replace(inner, keys=ctx.queries, slots=0)
+    repeats = kernel(spec, inner) != "flash" and spec.enable_gqa and _repeats_first(spec, inner)
+    keys, values = tape.alias(key), tape.alias(value)
+    if repeats:
+        repeat = _repeat if spec.kv_heads > 1 else _expand
+        tape.drop(keys, values)
+        keys, values = repeat(tape, key, spec), repeat(tape, value, spec)
+    counts = [ctx.batch * inner.keys * spec.kv_heads * n for n in (spec.head_dim, spec.value_size)]
+    q = cast(tape, query, AMP_WIDTH)
+    k, v = (
+        _cut_cast(tape, x, count if cuts and not repeats else x.count)
+        for x, count in zip((keys, values), counts, strict=True)
+    )
+    if repeats:
+        out = _of_repeated(tape, q, k, v, spec, inner)
+    else:
+        out, _ = _attend(tape, q, k, v, spec, inner, False)
+    tape.drop(keys, values)
+    turned = by_head and ctx.queries > 1 and not repeats and kernel(spec, inner) == "flash"
+    if ctx.attention == "sdpa":
+        # The casts are gone when the output is laid out again.
+        tape.drop(q, k, v)
+    copy = tape.op(out.count, out.width, (out,), grads=(PASS,)) if turned else tape.alias(out)
+    tape.drop(out)
+    if ctx.attention != "sdpa":
+        tape.drop(q, k, v)
+    return copy
+
+
+def _cut_cast(tape: Tape, x: Tensor, count: int) -> Tensor:
+    """The first `count` elements in half precision."""
+    cut = tape.alias(x) if count == x.count else tape.view(x, count, x.size)
+    out = cast(tape, cut, AMP_WIDTH)
+    tape.drop(cut)
     return out
 
 
@@ -147,14 +181,20 @@ def _with_repeated(
 ) -> Tensor:
     repeat = _repeat if spec.kv_heads > 1 else _expand
     keys, values = repeat(tape, key, spec), repeat(tape, value, spec)
+    out = _of_repeated(tape, query, keys, values, spec, ctx)
+    tape.drop(keys, values)
+    return out
+
+
+def _of_repeated(
+    tape: Tape, query: Tensor, keys: Tensor, values: Tensor, spec: Attention, ctx: Context
+) -> Tensor:
+    """Attention with keys and values of all query heads."""
     every = replace(spec, kv_heads=spec.heads)
     if kernel(every, ctx) == "math":
         by_head = spec.kv_heads > 1 or ctx.batch == 1
-        out = math_attention(tape, query, keys, values, every, ctx, masked(spec, ctx), by_head)
-    else:
-        out = _fused(tape, query, keys, values, every, ctx, "efficient")
-    tape.drop(keys, values)
-    return out
+        return math_attention(tape, query, keys, values, every, ctx, masked(spec, ctx), by_head)
+    return _fused(tape, query, keys, values, every, ctx, "efficient")
 
 
 def _fused(
@@ -180,7 +220,7 @@ def _fused(
     else:
         temporaries = (4 * B * Q * a, 4 * B * Q * a * d)
         logsumexp = 4 * B * a * round_up(Q, 32)
-    mask = _additive_mask(tape, spec, ctx) if name == "efficient" else None
+    mask, given = _additive_mask(tape, spec, ctx) if name == "efficient" else (None, None)
     inputs = (query, key, value)
     saves = inputs if mask is None else (*inputs, mask)
     out = tape.op(
@@ -193,7 +233,7 @@ def _fused(
         grads=(q_bytes, k_bytes, v_bytes),
         temporaries=temporaries,
     )
-    tape.drop(mask)
+    tape.drop(mask, given)
     return out
 
 
@@ -233,18 +273,27 @@ def _padded(
     return cut
 
 
-def _additive_mask(tape: Tape, spec: Attention, ctx: Context) -> Tensor | None:
-    """The mask of a window in the queries' dtype, rows padded to 16 keys, made by each layer.
+def _additive_mask(
+    tape: Tape, spec: Attention, ctx: Context
+) -> tuple[Tensor | None, Tensor | None]:
+    """The mask of a window in the queries' dtype, rows padded to 16 keys, made by each layer; and
+    what autocast's wrapper of the kernel still names.
 
     Source: aten/src/ATen/native/transformers/attention.cpp, `convert_boolean_attn_mask` and
     `pad_bias`.
     """
     if not masked(spec, ctx):
-        return None
+        return None, None
     if spec.distances is not None:
         # All layers share one that is additive already (Falcon); only padding copies it.
-        count = ctx.batch * spec.heads * ctx.queries * round_up(ctx.keys, 16)
-        return tape.new(count, ctx.width) if ctx.keys % 16 else None
+        rows = ctx.batch * spec.heads * ctx.queries
+        narrow = None
+        if ctx.mask_width not in (None, ctx.width):
+            # Autocast hands it to sdpa in half precision.
+            narrow = tape.new(rows * ctx.keys, ctx.width)
+        if not ctx.keys % 16:
+            return narrow, None
+        return tape.new(rows * round_up(ctx.keys, 16), ctx.width), narrow
     rows = ctx.batch * ctx.queries
     mask = tape.new(rows * ctx.keys, ctx.width)
     inverted = tape.new(rows * ctx.keys, 1)
@@ -252,8 +301,8 @@ def _additive_mask(tape: Tape, spec: Attention, ctx: Context) -> Tensor | None:
     if ctx.keys % 16:
         padded = tape.new(rows * round_up(ctx.keys, 16), ctx.width)
         tape.drop(mask)
-        return padded
-    return mask
+        return padded, None
+    return mask, None
 
 
 def _repeat(tape: Tape, x: Tensor, spec: Attention) -> Tensor:
@@ -329,6 +378,26 @@ def laid_out(tape: Tape, x: Tensor, count: int) -> Tensor:
     return tape.op(count, x.width, (x,), grads=(PASS if count == x.count else x.size,))
 
 
+def operand(tape: Tape, x: Tensor, ctx: Context, copied: bool) -> Tensor:
+    """What a batched product reads of `x`: in half precision under autocast, laid out if asked."""
+    read = product_input(tape, x, ctx)
+    if not copied:
+        return read
+    out = laid_out(tape, read, read.count)
+    tape.drop(read)
+    return out
+
+
+def fp32_softmax(tape: Tape, scores: Tensor, ctx: Context) -> Tensor:
+    """Softmax in fp32, which saves its output: fp16 is read by the kernel itself, bf16 is copied
+    to fp32 before."""
+    fused = (ctx.amp or ctx.half) == "float16"
+    read = tape.alias(scores) if fused else cast(tape, scores, 4)
+    out = tape.op(scores.count, 4, (read,), saves_out=True)
+    tape.drop(read)
+    return out
+
+
 def add_mask(tape: Tape, scores: Tensor, mask_width: int = 0) -> Tensor:
     """`scores + mask`: a new tensor that passes its gradient on, cast where the mask is wider."""
     width = max(scores.width, mask_width)
@@ -341,24 +410,11 @@ def softmax(
 ) -> Tensor:
     """Softmax saves its output; in fp32 and cast back where the family asks for it.
 
-    fp16 is read and written as fp32 by one kernel; bf16 is copied to fp32 before. Under autocast
-    it is in fp32 for all, and cast to `width`, the queries'.
+    Under autocast it is in fp32 for all, and cast to `width`, the queries'.
     """
-    if ctx.amp is not None:
-        scores32 = cast(tape, scores, 4)
-        wide = tape.op(scores.count, 4, (scores32,), saves_out=True)
-        tape.drop(scores32)
-        out = cast(tape, wide, width or ctx.width)
-        tape.drop(wide)
-        return out
-    if spec.eager == "plain" or ctx.width == 4:
+    if ctx.amp is None and (spec.eager == "plain" or ctx.width == 4):
         return tape.op(scores.count, scores.width, (scores,), saves_out=True)
-    if ctx.half == "float16":
-        wide = tape.op(scores.count, 4, (scores,), saves_out=True)
-    else:
-        scores32 = cast(tape, scores, 4)
-        wide = tape.op(scores.count, 4, (scores32,), saves_out=True)
-        tape.drop(scores32)
-    out = cast(tape, wide, ctx.width)
+    wide = fp32_softmax(tape, scores, ctx)
+    out = cast(tape, wide, ctx.width if width is None or ctx.amp is None else width)
     tape.drop(wide)
     return out

@@ -12,7 +12,7 @@ from estimator.architecture.kernels import attend
 from estimator.architecture.norms import norm
 from estimator.architecture.pair_rotary import ROTATIONS
 from estimator.architecture.parts import linear
-from estimator.architecture.tape import PASS, Tape, Tensor
+from estimator.architecture.tape import NEW, PASS, Tape, Tensor
 from estimator.spec import Attention, Latent
 
 
@@ -28,13 +28,14 @@ def attention(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Ten
     raw, shared_key = tape.split(compressed, (ctx.tokens * latent.rank, rope), compressed.size)
     inner = norm(tape, raw, latent.norm, ctx)
     tape.drop(raw)
-    query_rotated = ROTATIONS[latent.rotation](tape, query_turned)
-    key_rotated = ROTATIONS[latent.rotation](tape, shared_key)
+    turn = ROTATIONS[latent.rotation]
+    query_rotated = turn(tape, query_turned, ctx.outer_width)
+    key_rotated = turn(tape, shared_key, ctx.outer_width)
     tape.drop(query_turned, shared_key)
     if ctx.cached:
         inner, key_rotated = grow_cache(tape, inner, key_rotated, spec, ctx)
     joined = query_pass.count + query_rotated.count
-    query = tape.op(joined, whole.width, (query_pass, query_rotated), grads=(PASS, PASS))
+    query = _joined(tape, joined, query_pass, query_rotated)
     key, value = _expanded(tape, inner, key_rotated, spec, latent, ctx)
     out, probabilities = attend(tape, query, key, value, spec, ctx, by_head=True)
     result = linear(tape, out, spec.output, ctx)
@@ -70,3 +71,10 @@ def _expanded(
     key = tape.op(count, up.width, (plain, rotated))
     tape.drop(plain)
     return key, value
+
+
+def _joined(tape: Tape, count: int, plain: Tensor, turned: Tensor) -> Tensor:
+    """The parts of each head, copied together in the wider's type."""
+    width = max(plain.width, turned.width)
+    grads = tuple(PASS if part.width == width else NEW for part in (plain, turned))
+    return tape.op(count, width, (plain, turned), grads=grads)

@@ -150,8 +150,15 @@ def logits(tape: Tape, x: Tensor, spec: ModelSpec, ctx: Context, rows: int) -> T
     if spec.head_input_scaled:
         given, x = x, scale(tape, x)
         tape.drop(given)
-    read = product_input(tape, x, ctx)
-    tape.drop(x)
+        if ctx.amp is not None:
+            # The model's forward names it to its end, where autocast's context ends, too.
+            tape.cache(x)
+    wanted = x
+    if spec.head_transform is None and not ctx.training:
+        wanted = tape.view(x, rows * spec.hidden_size)
+        tape.drop(x)
+    read = product_input(tape, wanted, ctx)
+    tape.drop(wanted)
     table = parameter(spec.head.weight_count, ctx.outer_width, ctx.full)
     weight = half_weight(tape, table, ctx)
     inputs: tuple[Tensor, ...] = (weight, read)
@@ -165,7 +172,7 @@ def logits(tape: Tape, x: Tensor, spec: ModelSpec, ctx: Context, rows: int) -> T
         narrow, out = out, as_logits(cast(tape, out, 4))
         tape.drop(narrow)
     if spec.logits_scaled:
-        scaled = tape.op(count, ctx.width, (out,), component="logits")
+        scaled = tape.op(count, out.width, (out,), component="logits")
         tape.drop(out)
         out = scaled
     return capped(tape, out, "logits") if spec.logits_softcap else out

@@ -47,11 +47,16 @@ def norm(tape: Tape, x: Tensor, spec: Norm | None, ctx: Context) -> Tensor:
     else:
         back = cast(tape, normed, x.width)
         # A norm in fp32 makes what it is given fp32.
-        width = x.width if ctx.loaded_width is None else ctx.width
+        width = _weight_width(x, ctx) if ctx.loaded_width is None else ctx.width
         out = _times_weight(tape, back, parameter(spec.size, width, ctx.full))
         tape.drop(back)
     tape.drop(normed, variance, rstd)
     return out
+
+
+def _weight_width(x: Tensor, ctx: Context) -> int:
+    """Bytes of an element of a norm's weight, whatever autocast made of its input."""
+    return x.width if ctx.amp is None else ctx.width
 
 
 def norm_by_head(tape: Tape, x: Tensor, spec: Norm, heads: int, ctx: Context) -> Tensor:
@@ -61,7 +66,7 @@ def norm_by_head(tape: Tape, x: Tensor, spec: Norm, heads: int, ctx: Context) ->
     """
     parts = tape.split(x, (x.count // heads,) * heads, x.size)
     normed = tuple(norm(tape, part, spec, ctx) for part in parts)
-    out = tape.op(x.count, x.width, normed, grads=(PASS,) * heads)
+    out = tape.op(x.count, normed[0].width, normed, grads=(PASS,) * heads)
     tape.drop(*parts, *normed)
     return out
 
@@ -83,7 +88,7 @@ def _scaled_in_fp32(
     """
     normed = _times_rows(tape, x32, rstd)
     tape.drop(rstd, x32)
-    weight = parameter(spec.size, x.width, ctx.full)
+    weight = parameter(spec.size, _weight_width(x, ctx), ctx.full)
     weight32 = tape.op(spec.size, 4, (weight,))
     scaled = _times_weight(tape, normed, weight32)
     tape.drop(weight32, normed)
@@ -126,7 +131,7 @@ def _unnamed(tape: Tape, x: Tensor, x32: Tensor, rstd: Tensor, spec: Norm, ctx: 
     tape.drop(normed)
     if spec.kind == "l2":
         return back
-    out = _times_weight(tape, back, parameter(spec.size, x.width, ctx.full))
+    out = _times_weight(tape, back, parameter(spec.size, _weight_width(x, ctx), ctx.full))
     tape.drop(back)
     return out
 
@@ -136,7 +141,7 @@ def _scaled_before_cast(tape: Tape, x: Tensor, normed: Tensor, spec: Norm, ctx: 
 
     Source: transformers/models/olmo2/modeling_olmo2.py, `Olmo2RMSNorm.forward`.
     """
-    weight = parameter(spec.size, x.width, ctx.full)
+    weight = parameter(spec.size, _weight_width(x, ctx), ctx.full)
     if spec.kind == "rms_fp32_weight":
         weight = cast(tape, weight, 4)
     scaled = _times_weight(tape, normed, weight)
@@ -204,15 +209,15 @@ def _layer_norm(tape: Tape, x: Tensor, spec: Norm, ctx: Context) -> Tensor:
     if ctx.amp is not None and spec.kind == "layer_plus_one":
         width = AMP_WIDTH
     given = cast(tape, x, width)
-    affine = [parameter(size, x.width, ctx.full) for size in spec.shapes]
+    affine = [parameter(size, _weight_width(x, ctx), ctx.full) for size in spec.shapes]
     plus_one = None
     if spec.kind == "layer_plus_one":
-        plus_one = tape.op(spec.size, x.width, (affine[0],))
+        plus_one = tape.op(spec.size, affine[0].width, (affine[0],))
         affine[0] = plus_one
     affine = [cast(tape, tensor, width) for tensor in affine]
     inputs = (given, *affine)
     out = tape.op(x.count, given.width, inputs, inputs[:2], aux=(4 * rows, 4 * rows))
-    tape.drop(given, plus_one)
+    tape.drop(*inputs, plus_one)
     if spec.kind != "layer_fp32":
         return out
     back = cast(tape, out, x.width)

@@ -35,16 +35,17 @@ def add(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
     return tape.op(a.count, width, (a, b), grads=grads)
 
 
-def half_weight(tape: Tape, weight: Tensor, ctx: Context) -> Tensor:
+def half_weight(tape: Tape, weight: Tensor, ctx: Context, viewed: bool = False) -> Tensor:
     """The weight as a product under autocast reads it: a copy in half precision, if it is fp32.
 
-    Copies of weights that train are kept until the context ends; others are made again each time.
+    Copies of weights that require grad are kept until the context ends; others are made again
+    each time, and so are those of views (`viewed`).
     Source: aten/src/ATen/autocast_mode.cpp, `cached_cast`.
     """
     if ctx.amp is None or weight.width == AMP_WIDTH:
         return weight
     copy = tape.op(weight.count, AMP_WIDTH, (weight,))
-    if weight.grad and tape.stop_after is None:
+    if (weight.grad or (ctx.remembers and not viewed)) and tape.stop_after is None:
         tape.cache(copy)
     return copy
 
@@ -137,9 +138,9 @@ def linear(tape: Tape, x: Tensor, spec: Linear, ctx: Context, viewed: bool = Tru
 
 def _product(tape: Tape, x: Tensor, spec: Linear, ctx: Context, rows: int, viewed: bool) -> Tensor:
     read = product_input(tape, x, ctx)
-    weight = half_weight(
-        tape, parameter(spec.weight_count, 4 if spec.fp32 else ctx.width, ctx.full), ctx
-    )
+    # A class of its own multiplies by its weight's transpose.
+    table = parameter(spec.weight_count, 4 if spec.fp32 else ctx.width, ctx.full)
+    weight = half_weight(tape, table, ctx, viewed=spec.own_class)
     inputs: tuple[Tensor, ...] = (weight, read)
     if spec.bias and not spec.own_class:
         bias = half_weight(tape, parameter(spec.outputs, ctx.width, ctx.full), ctx)
@@ -149,7 +150,9 @@ def _product(tape: Tape, x: Tensor, spec: Linear, ctx: Context, rows: int, viewe
     tape.drop(*inputs)
     if spec.bias and spec.own_class:
         bias = parameter(spec.outputs, ctx.width, ctx.full)
-        product, out = out, tape.op(out.count, out.width, (out, bias), grads=(PASS, NEW))
+        width = max(out.width, bias.width)
+        kinds = (PASS if width == out.width else NEW, NEW)
+        product, out = out, tape.op(out.count, width, (out, bias), grads=kinds)
         tape.drop(product)
     return out
 
@@ -197,13 +200,19 @@ def adapter(
     outputs: int,
     ctx: Context,
     viewed: bool = True,
+    weight: Tensor | None = None,
 ) -> Tensor:
-    """One matrix of an adapter; `viewed` as for `linear`."""
+    """One matrix of an adapter; `viewed` as for `linear`, `weight` (borrowed) if it is there."""
     read = product_input(tape, x, ctx)
-    weight = half_weight(tape, parameter(inputs * outputs, ctx.adapter_width, ctx.training), ctx)
-    out = tape.op(rows * outputs, read.width, (weight, read), (read, weight), viewed=viewed)
-    tape.drop(read, weight)
+    own = adapter_weight(tape, inputs, outputs, ctx) if weight is None else tape.alias(weight)
+    out = tape.op(rows * outputs, read.width, (own, read), (read, own), viewed=viewed)
+    tape.drop(read, own)
     return out
+
+
+def adapter_weight(tape: Tape, inputs: int, outputs: int, ctx: Context) -> Tensor:
+    """What products with a matrix of an adapter read."""
+    return half_weight(tape, parameter(inputs * outputs, ctx.adapter_width, ctx.training), ctx)
 
 
 def activation(tape: Tape, x: Tensor, name: str, ctx: Context) -> Tensor:

@@ -33,14 +33,21 @@ class Past:
         residual = steps % RESIDUAL
         return cls(prompt + steps - residual, residual)
 
-    def sizes(self, row: int, width: int) -> tuple[int, ...]:
+    def widths(self, key: int, value: int, prompt: int) -> tuple[int, int, int]:
+        """Return the bytes of an element of the newest tokens, and of the scales of keys and of
+        values: what came in until all was quantized anew, for all is joined first.
+        """
+        wide = max(key, value)
+        return (wide, key, value) if self.quantized == prompt else (wide, wide, wide)
+
+    def sizes(self, row: int, width: int, newest_width: int) -> tuple[int, ...]:
         """Return the bytes of a layer's tensors for keys (or values) of `row` elements a token.
 
         Packed values, a scale and a shift a group; then the newest tokens.
         """
         count = self.quantized * row
         parts = (count // 2, count // GROUP * width, count // GROUP * width)
-        return (*parts, self.residual * row * width) if self.residual else parts
+        return (*parts, self.residual * row * newest_width) if self.residual else parts
 
 
 def quantized_update(
@@ -49,22 +56,25 @@ def quantized_update(
     """Add keys and values [B, kv_heads, Q, d] to the cache; return what attention reads."""
     rows = [ctx.batch * features for features in spec.cached_features]
     if not ctx.held_keys:
-        for row in rows:
-            _quantize(tape, row * ctx.queries, ctx.width, strided=True)
+        for row, state in zip(rows, (key, value), strict=True):
+            _quantize(tape, row * ctx.queries, state.width, strided=True)
         return tape.alias(key), tape.alias(value)
     past = Past.after(ctx.prompt, ctx.held_keys - ctx.prompt)
-    wholes = [_dequantize(tape, row * past.quantized, ctx.width) for row in rows]
-    read = [tape.new(row * ctx.keys, ctx.width) for row in rows]
+    width, *widths = past.widths(key.width, value.width, ctx.prompt)
+    wholes = [
+        _dequantize(tape, row * past.quantized, own) for row, own in zip(rows, widths, strict=True)
+    ]
+    read = [tape.new(row * ctx.keys, width) for row in rows]
     full = past.residual + 1 >= RESIDUAL
-    for row in rows:
+    for row, own in zip(rows, widths, strict=True):
         if full:
-            _quantize(tape, row * ctx.keys, ctx.width, strided=False)
-            _free(tape, *Past(past.quantized, 0).sizes(row, ctx.width))
+            _quantize(tape, row * ctx.keys, width, strided=False)
+            _free(tape, *Past(past.quantized, 0).sizes(row, own, width))
     for row in rows:
         if not full:
-            tape.new(row * (past.residual + 1), ctx.width, component="kv_cache")
+            tape.new(row * (past.residual + 1), width, component="kv_cache")
         if past.residual:
-            _free(tape, row * past.residual * ctx.width)
+            _free(tape, row * past.residual * width)
     tape.drop(*wholes)
     return read[0], read[1]
 

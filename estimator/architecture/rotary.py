@@ -30,6 +30,7 @@ from estimator.spec import Attention, ModelSpec
 
 _FP32_TABLES = ("fp32_tables", "fp32_repeated")
 _REPEATED = ("repeated", "fp32_repeated")
+_CAST_BACK = ("fp32_tables", "fp32_input", "fp32_twice", "fp32_repeated")
 
 
 def table_bytes(spec: ModelSpec, ctx: Context, features: int) -> int:
@@ -64,7 +65,7 @@ class Rotated:
 def rotate_states(tape: Tape, query: Tensor, key: Tensor, spec: Attention, ctx: Context) -> Rotated:
     """Rotate queries and keys, both of which are borrowed."""
     if spec.rotary_style in ROTATIONS:
-        turned = tuple(ROTATIONS[spec.rotary_style](tape, x) for x in (query, key))
+        turned = tuple(ROTATIONS[spec.rotary_style](tape, x, ctx.outer_width) for x in (query, key))
         return Rotated(turned[0], turned[1])
     tables = _repeated_tables(tape, spec, ctx)
     if spec.rotary_dim is None:
@@ -121,12 +122,11 @@ def _turn(
     else:
         wide = tuple(tape.alias(x) for x in states)
     style = spec.rotary_style
-    shared = style in ("tables", "held_parts")
-    if shared and ctx.width == 4 and ctx.amp:
+    if style in ("tables", "held_parts") and ctx.width == 4 and ctx.amp:
         # Under autocast projections are in half precision, but the tables are not.
         style = "fp32_tables"
     turned = tuple(_rotate(tape, x, style, tables) for x in wide)
-    if shared or style == "repeated":
+    if spec.rotary_style not in _CAST_BACK:
         tape.drop(*wide)
         return turned
     outs = tuple(cast(tape, x, given.width) for x, given in zip(turned, states, strict=True))

@@ -5,9 +5,20 @@ Source: transformers/models/{mixtral,qwen2_moe,granitemoe,deepseek_v3,glm4_moe}/
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from estimator.architecture.context import Context
 from estimator.architecture.expert_adapters import router_weight
-from estimator.architecture.parts import cast, linear, operands, parameter, scale
+from estimator.architecture.kernels import fp32_softmax
+from estimator.architecture.parts import (
+    cast,
+    half_weight,
+    linear,
+    operands,
+    parameter,
+    product_input,
+    scale,
+)
 from estimator.architecture.sparse_mixer import sparse_mixer
 from estimator.architecture.tape import PASS, Tape, Tensor
 from estimator.spec import Moe
@@ -28,15 +39,12 @@ def route(tape: Tape, x: Tensor, spec: Moe, ctx: Context) -> tuple[tuple[Tensor,
     weight = router_weight(tape, spec, ctx)
     if spec.router in _FP32_ROUTERS:
         return _FP32_ROUTERS[spec.router](tape, x, weight, spec, ctx)
-    inputs: tuple[Tensor, ...] = (weight, x)
-    if spec.biased:
-        inputs = (parameter(spec.experts, ctx.width, ctx.full), weight, x)
-    logits = tape.op(ctx.tokens * spec.experts, ctx.width, inputs, operands(x, weight))
+    logits = _logits(tape, x, weight, spec, ctx)
     tape.drop(weight)
     if spec.router == "top_softmax_half":
         return _top_softmax_half(tape, logits, spec, ctx)
     if spec.router == "top_softmax":
-        return _top_softmax(tape, logits, spec, ctx)
+        return _top_softmax(tape, x, logits, spec, ctx)
     if spec.router == "sparse_mixer":
         return sparse_mixer(tape, logits, spec, ctx)
     if spec.router == "sigmoid":
@@ -57,10 +65,24 @@ def _softmax_scores(
     tape.drop(probabilities)
     if spec.normed:
         values = divided_by_sum(tape, values, ctx)
-    scores = values if spec.scores_fp32 else cast(tape, values, ctx.width)
+    scores = values if spec.scores_fp32 else cast(tape, values, logits.width)
     if scores is not values:
         tape.drop(values)
     return (logits, indices), scores
+
+
+def _logits(tape: Tape, x: Tensor, weight: Tensor, spec: Moe, ctx: Context) -> Tensor:
+    """The router's product, [T, experts], in the weight's type, or in autocast's."""
+    read, matrix = product_input(tape, x, ctx), half_weight(tape, weight, ctx)
+    inputs: tuple[Tensor, ...] = (matrix, read)
+    if spec.biased:
+        inputs = (parameter(spec.experts, ctx.width, ctx.full), matrix, read)
+    width = weight.width if ctx.amp is None else read.width
+    logits = tape.op(ctx.tokens * spec.experts, width, inputs, operands(read, matrix))
+    tape.drop(read)
+    if matrix is not weight:
+        tape.drop(matrix)
+    return logits
 
 
 def _sigmoid(
@@ -107,9 +129,9 @@ def _sigmoid_half(
 
 
 def _top_softmax(
-    tape: Tape, logits: Tensor, spec: Moe, ctx: Context
+    tape: Tape, x: Tensor, logits: Tensor, spec: Moe, ctx: Context
 ) -> tuple[tuple[Tensor, ...], Tensor]:
-    """The best logits' softmax in fp32, cast to the weights' dtype.
+    """The best logits' softmax in fp32, cast to the input's dtype.
 
     Source: transformers/models/granitemoe/modeling_granitemoe.py, `GraniteMoeTopKRouter`.
     """
@@ -119,7 +141,7 @@ def _top_softmax(
     indices = tape.new(pairs, 8)
     best = tape.op(pairs, 4, (wide,), (indices,))
     probabilities = tape.op(pairs, 4, (best,), saves_out=True)
-    scores = cast(tape, probabilities, ctx.width)
+    scores = cast(tape, probabilities, x.width)
     tape.drop(best, probabilities)
     return (wide, indices), scores
 
@@ -127,21 +149,21 @@ def _top_softmax(
 def _top_softmax_half(
     tape: Tape, logits: Tensor, spec: Moe, ctx: Context
 ) -> tuple[tuple[Tensor, ...], Tensor]:
-    """The best logits' softmax, all in the weights' dtype.
+    """The best logits' softmax, all in the logits' dtype.
 
     Source: transformers/models/gpt_oss/modeling_gpt_oss.py, `GptOssTopKRouter`.
     """
     pairs = ctx.tokens * spec.active
     indices = tape.new(pairs, 8)
-    best = tape.op(pairs, ctx.width, (logits,), (indices,), grads=(logits.size,))
-    scores = tape.op(pairs, ctx.width, (best,), saves_out=True)
+    best = tape.op(pairs, logits.width, (logits,), (indices,), grads=(logits.size,))
+    scores = tape.op(pairs, logits.width, (best,), saves_out=True)
     tape.drop(best)
     return (logits, indices), scores
 
 
 def softmax_fp32(tape: Tape, logits: Tensor, spec: Moe, ctx: Context) -> Tensor:
     """Return the softmax in fp32; where it is asked for its dtype, fp16 needs no copy."""
-    if ctx.half == "float16" and not spec.scores_fp32:
+    if (ctx.amp or ctx.half) == "float16" and not spec.scores_fp32:
         return tape.op(logits.count, 4, (logits,), saves_out=True)
     wide = cast(tape, logits, 4)
     out = tape.op(logits.count, 4, (wide,), saves_out=True)
@@ -155,17 +177,21 @@ def divided_by_sum(tape: Tape, values: Tensor, ctx: Context) -> Tensor:
     if not (values.grad and tape.recording):
         tape.drop(total)
         return values
-    out = tape.op(values.count, 4, (total, values), (values, total))
+    out = tape.op(values.count, values.width, (total, values), (values, total))
     tape.drop(values, total)
     return out
 
 
 def _logits_fp32(tape: Tape, x: Tensor, weight: Tensor, spec: Moe, ctx: Context) -> Tensor:
-    """The router's product of fp32 copies; the weight is consumed."""
+    """The router's product of fp32 copies, which autocast makes half; the weight is consumed."""
     x32, weight32 = cast(tape, x, 4), cast(tape, weight, 4)
     tape.drop(weight)
-    logits = tape.op(ctx.tokens * spec.experts, 4, (weight32, x32), operands(x32, weight32))
-    tape.drop(x32, weight32)
+    read = product_input(tape, x32, ctx)
+    matrix = half_weight(tape, weight32, ctx, viewed=weight32 is not weight)
+    logits = tape.op(ctx.tokens * spec.experts, read.width, (matrix, read), operands(read, matrix))
+    tape.drop(x32, weight32, read)
+    if matrix is not weight32:
+        tape.drop(matrix)
     return logits
 
 
@@ -178,7 +204,7 @@ def _softmax_fp32(
     """
     T, E, pairs = ctx.tokens, spec.experts, ctx.tokens * spec.active
     logits = _logits_fp32(tape, x, weight, spec, ctx)
-    scores = tape.op(T * E, 4, (logits,), saves_out=True)
+    scores = fp32_softmax(tape, logits, ctx)
     held: tuple[Tensor, ...] = ()
     if spec.router == "softmax_groups":
         best, best_ids = tape.new(T * spec.groups, 4), tape.new(T * spec.groups, 8)
@@ -206,7 +232,8 @@ def _corrected_softmax(
     Source: transformers/models/ernie4_5_moe/modeling_ernie4_5_moe.py, `Ernie4_5_MoeTopKRouter`.
     """
     T, E, pairs = ctx.tokens, spec.experts, ctx.tokens * spec.active
-    logits = _logits_fp32(tape, x, weight, spec, ctx)
+    # It switches autocast off.
+    logits = _logits_fp32(tape, x, weight, spec, replace(ctx, amp=None))
     scores = tape.op(T * E, 4, (logits,), saves_out=True)
     corrected = tape.new(T * E, 4)
     best, indices = tape.new(pairs, 4), tape.new(pairs, 8)
@@ -218,7 +245,7 @@ def _corrected_softmax(
     tape.drop(total)
     share = tape.op(pairs, 4, (clamped, chosen), (chosen, clamped), temporaries=(4 * pairs,) * 2)
     tape.drop(chosen, clamped)
-    out = cast(tape, share, ctx.width)
+    out = cast(tape, share, x.width)
     tape.drop(share, best)
     return (logits, indices), out
 
@@ -234,9 +261,7 @@ def _linear_softmax(
     pairs = ctx.tokens * spec.active
     given = tape.alias(x) if ctx.quantization else cast(tape, x, 4)
     logits = linear(tape, given, spec.router_linear, ctx, viewed=False)
-    wide = cast(tape, logits, 4)
-    scores = tape.op(logits.count, 4, (wide,), saves_out=True)
-    tape.drop(wide)
+    scores = fp32_softmax(tape, logits, ctx)
     indices = tape.new(pairs, 8)
     values = tape.op(pairs, 4, (scores,), (indices,), grads=(scores.size,))
     tape.drop(scores)
@@ -255,7 +280,7 @@ def _sigmoid_groups(
     """
     T, E, pairs = ctx.tokens, spec.experts, ctx.tokens * spec.active
     logits = _logits_fp32(tape, x, weight, spec, ctx)
-    scores = tape.op(T * E, 4, (logits,), saves_out=True)
+    scores = tape.op(T * E, logits.width, (logits,), saves_out=True)
     biased = tape.new(T * E, 4)
     # The best two of each group, their sums, the best groups and a mask of the others.
     best, best_ids = tape.new(2 * T * spec.groups, 4), tape.new(2 * T * spec.groups, 8)
@@ -268,7 +293,7 @@ def _sigmoid_groups(
     tape.drop(biased, known, unknown)
     values, indices = tape.new(pairs, 4), tape.new(pairs, 8)
     tape.drop(values)
-    chosen = tape.op(pairs, 4, (scores,), (indices,), grads=(scores.size,))
+    chosen = tape.op(pairs, scores.width, (scores,), (indices,), grads=(scores.size,))
     if spec.normed:
         chosen = divided_by_sum(tape, chosen, ctx)
     scaled = scale(tape, chosen)

@@ -98,6 +98,10 @@ class Tape:
     """What `share` holds."""
     regions: dict[int, Region] = field(default_factory=dict)
     """The checkpoints inside of a layer, by the `id` of each of their nodes' saved tensors."""
+    cache_widths: tuple[int, int] | None = None
+    """Bytes of an element of the keys and of the values that came into a cache."""
+    probabilities_width: int | None = None
+    """Bytes of an element of the attention's probabilities that a layer returns."""
     _stopped: bool = False
     _pinned: list[Storage] = field(default_factory=list)
     _cached: list[Tensor] = field(default_factory=list)

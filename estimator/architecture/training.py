@@ -45,6 +45,7 @@ class LayerPasses:
     release: Pass
     unshare: Pass
     unpin: Pass
+    probabilities_width: int | None
 
 
 def play_training(case: Case, spec: ModelSpec, items: Inventory) -> Run:
@@ -85,7 +86,7 @@ def _forward_and_backward(run: Run, spec: ModelSpec, ctx: Context, case: Case) -
     run.begin("forward")
     embedding = Tape(accumulate=accumulates)
     hidden, held = embeddings(embedding, spec, ctx)
-    kinds = _layer_passes(spec, ctx, hidden.grad, accumulates)
+    kinds = _layer_passes(spec, ctx, hidden, accumulates)
     keeps = kinds.passes[kinds.order[0]].keeps_input
     assert hidden.storage is not None
     hidden.storage.saved = hidden.storage.saved or keeps
@@ -112,7 +113,9 @@ def _forward_and_backward(run: Run, spec: ModelSpec, ctx: Context, case: Case) -
     for stretch in stretches(kinds.order):
         key, layer = kinds.order[stretch[0]], spec.layers[stretch[0]]
         # Without checkpointing autograd holds what layers return.
-        leaves = probabilities(spec, layer, ctx) if ctx.checkpointing else Held()
+        leaves = Held()
+        if ctx.checkpointing:
+            leaves = probabilities(spec, layer, ctx, kinds.passes[key].probabilities_width)
         run.play_layers(kinds.passes[key].forward, len(stretch), returned, leaves)
         returned = leaves
         if stretch.stop < len(kinds.order):
@@ -214,10 +217,11 @@ class _Kinds:
     cached: Storage | None
 
 
-def _layer_passes(spec: ModelSpec, ctx: Context, in_grad: bool, accumulates: bool) -> _Kinds:
-    """Play each kind of layer once; the first layers may see an input without gradient."""
+def _layer_passes(spec: ModelSpec, ctx: Context, first: Tensor, accumulates: bool) -> _Kinds:
+    """Play each kind of layer once; the first layers may see an input without gradient, or, under
+    autocast, of another type."""
     kinds = _Kinds({}, [], older.cached_projection(spec, ctx))
-    grad, width = in_grad, ctx.outer_width
+    grad, width = first.grad, first.width
     key: tuple[int, bool, int] | None = None
     for number in layer_numbers(spec):
         if key == (number, grad, width):
@@ -294,7 +298,17 @@ def _play_layer(
     unshare = Pass.of(tape.take_events(), "checkpointing's arguments go")
     first_pass.release_pins()
     unpin = Pass.of(first_pass.take_events(), "the graph goes")
-    return LayerPasses(forward, backward, out.grad, out.width, keeps_input, release, unshare, unpin)
+    return LayerPasses(
+        forward,
+        backward,
+        out.grad,
+        out.width,
+        keeps_input,
+        release,
+        unshare,
+        unpin,
+        first_pass.probabilities_width,
+    )
 
 
 def block_input(hidden_size: int, ctx: Context, grad: bool, width: int | None = None) -> Tensor:
@@ -304,12 +318,16 @@ def block_input(hidden_size: int, ctx: Context, grad: bool, width: int | None = 
     return Tensor(size, width, grad, Storage(size * width, None))
 
 
-def probabilities(spec: ModelSpec, layer: Layer, ctx: Context) -> Held:
+def probabilities(spec: ModelSpec, layer: Layer, ctx: Context, width: int | None) -> Held:
     """Return the bytes of the probabilities that a layer hands to the model's loop, which holds
-    them until the next layer returns; without checkpointing autograd has them in training."""
-    if not spec.returns_probabilities or ctx.attention != "eager":
+    them until the next layer returns; without checkpointing autograd has them in training.
+
+    Args:
+        width: bytes of an element, where a layer returns any.
+    """
+    if not spec.returns_probabilities or width is None:
         return Held()
-    size = ctx.batch * layer.attention.heads * ctx.queries * ctx.keys * ctx.width
+    size = ctx.batch * layer.attention.heads * ctx.queries * ctx.keys * width
     kept = Storage(size, None)
     return Held(kept.requested, kept.allocated)
 

@@ -6,9 +6,9 @@ Source: transformers/models/xglm/modeling_xglm.py, `XGLMAttention.forward`.
 from __future__ import annotations
 
 from estimator.architecture.attention import grow_cache
-from estimator.architecture.context import Context
-from estimator.architecture.kernels import add_mask, laid_out
-from estimator.architecture.parts import cast, dropout, linear, operands, scale
+from estimator.architecture.context import AMP_WIDTH, Context
+from estimator.architecture.kernels import add_mask, fp32_softmax, laid_out
+from estimator.architecture.parts import cast, dropout, linear, operands, product_input, scale
 from estimator.architecture.tape import PASS, Tape, Tensor
 from estimator.spec import Attention
 
@@ -31,17 +31,19 @@ def attention(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Ten
         for part in (query, key, value)
     )
     count = ctx.batch * spec.heads * ctx.queries * ctx.keys
-    raw = tape.op(count, ctx.width, (q_mat, k_mat), operands(q_mat, k_mat))
-    masked = add_mask(tape, raw)
+    raw = tape.op(count, q_mat.width, (q_mat, k_mat), operands(q_mat, k_mat))
+    masked = add_mask(tape, raw, ctx.width)
     tape.drop(raw)
     bounded = _maximum(tape, masked)
     tape.drop(masked)
     probabilities = _softmax(tape, bounded, ctx)
     weights = dropout(tape, probabilities, spec.dropout, ctx)
-    product = tape.op(query.count, ctx.width, (weights, v_mat), operands(weights, v_mat))
+    read = product_input(tape, weights, ctx)
+    product = tape.op(query.count, v_mat.width, (read, v_mat), operands(read, v_mat))
+    tape.drop(read)
     merged = product
     if ctx.queries > 1:
-        merged = tape.op(product.count, ctx.width, (product,), grads=(PASS,))
+        merged = tape.op(product.count, product.width, (product,), grads=(PASS,))
         tape.drop(product)
     result = linear(tape, merged, spec.output, ctx)
     tape.drop(merged, weights, q_mat)
@@ -66,9 +68,15 @@ def _maximum(tape: Tape, x: Tensor) -> Tensor:
 
 
 def _softmax(tape: Tape, scores: Tensor, ctx: Context) -> Tensor:
-    """In the model's dtype, but of fp16 in fp32; `scores`, named until the end, is consumed."""
-    width = 4 if ctx.half == "float16" else ctx.width
-    wide = tape.op(scores.count, width, (scores,), saves_out=True)
-    out = cast(tape, wide, ctx.width)
-    tape.drop(wide, scores)
+    """In the model's dtype, but of fp16 in fp32; autocast's result is fp32, and stays so unless the
+    scores are fp16. `scores` is consumed."""
+    if (ctx.amp or ctx.half) == "float16" and scores.width == AMP_WIDTH:
+        wide = fp32_softmax(tape, scores, ctx)
+        out = cast(tape, wide, scores.width)
+        tape.drop(wide)
+    elif ctx.amp is not None:
+        out = fp32_softmax(tape, scores, ctx)
+    else:
+        out = tape.op(scores.count, scores.width, (scores,), saves_out=True)
+    tape.drop(scores)
     return out

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from estimator.errors import UnsupportedError
 from estimator.units import ceil_div
 
 _ATEN = torch.ops.aten
@@ -109,6 +110,20 @@ class Answers:
             return torch.ones(tensor.shape, dtype=dtype)
         self.lines[ROUTING_LINE] = None
         return _balanced(known, tensor.numel()).reshape(tensor.shape).to(dtype)
+
+    def _index_copy(self, args: Any, kwargs: Any) -> Any:
+        """On meta it takes what every device refuses.
+
+        Source: aten/src/ATen/native/TensorAdvancedIndexing.cpp, `index_copy` meta function.
+        """
+        into, source = args[0], args[3]
+        if into.dtype == source.dtype:
+            return NotImplemented
+        raise UnsupportedError(
+            f"the model's code copies {source.dtype} into a tensor of {into.dtype}, which torch "
+            "refuses: with a static cache under autocast use cache dynamic, or weights in half "
+            "precision"
+        )
 
     def _nonzero(self, args: Any, kwargs: Any) -> Any:
         mask = args[0]
@@ -220,6 +235,7 @@ def _balanced(known: Sum, elements: int) -> Any:
 _ANSWERS: dict[Any, Callable[[Answers, Any, Any], Any]] = {
     _ATEN._local_scalar_dense.default: Answers._item,
     _ATEN._to_copy.default: Answers._to_copy,
+    _ATEN.index_copy_.default: Answers._index_copy,
     _ATEN.nonzero.default: Answers._nonzero,
     _ATEN.index.Tensor: Answers._index,
     _ATEN.masked_select.default: Answers._masked_select,

@@ -1,8 +1,9 @@
 """CUDA's autocast for meta tensors, which torch.autocast does not know.
 
 Functions are replaced by ones that cast first, as the autocast kernels do: matrix products and
-attention to the half type, softmax, norms, losses and powers to fp32. Casts of leaf weights that
-require grad are cached until the context ends; casts of frozen weights are not.
+attention to the half type, norms, losses and powers to fp32; softmax and sums give fp32. Casts of
+leaf weights that require grad are cached until the context ends, with gradients or without (torch
+asks the weight, not the mode); casts of frozen weights are not.
 
 Source: aten/src/ATen/autocast_mode.h (the lists), autocast_mode.cpp (`cached_cast`).
 """
@@ -10,6 +11,7 @@ Source: aten/src/ATen/autocast_mode.h (the lists), autocast_mode.cpp (`cached_ca
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,19 +19,28 @@ import torch
 
 _HALF_FUNCTIONS = (
     (torch.nn.functional, ("linear", "conv1d", "scaled_dot_product_attention")),
-    (torch, ("matmul", "mm", "bmm", "addmm", "baddbmm", "addbmm")),
-    (torch.Tensor, ("matmul", "__matmul__", "mm", "bmm", "addmm", "baddbmm")),
+    (torch, ("matmul", "mm", "bmm", "mv", "addmm", "addmv", "baddbmm", "addbmm", "einsum")),
+    (torch.Tensor, ("matmul", "__matmul__", "mm", "bmm", "mv", "addmm", "addmv", "baddbmm")),
 )
 _FP32_ELEMENTWISE = ("pow", "square", "rsqrt", "reciprocal", "exp", "expm1", "log", "log1p")
 """square is made of pow, which autocast sees."""
 
 _FP32_FUNCTIONS = (
-    (torch.nn.functional, ("softmax", "log_softmax", "layer_norm", "cross_entropy", "softplus")),
-    (torch, ("softmax", "log_softmax", "cumsum", "layer_norm", *_FP32_ELEMENTWISE)),
-    (torch.Tensor, ("softmax", "cumsum", "__pow__", *_FP32_ELEMENTWISE)),
+    (torch.nn.functional, ("layer_norm", "rms_norm", "group_norm", "cross_entropy", "softplus")),
+    (torch, ("layer_norm", "rms_norm", "logsumexp", *_FP32_ELEMENTWISE)),
+    (torch.Tensor, ("__pow__", "logsumexp", *_FP32_ELEMENTWISE)),
 )
-_WITH_DTYPE = {"softmax", "log_softmax", "cumsum"}
-"""Functions that are left alone where the caller names a dtype."""
+_FP32_RESULTS = (
+    (torch.nn.functional, ("softmax", "log_softmax")),
+    (torch, ("softmax", "log_softmax", "cumsum", "cumprod", "sum", "prod")),
+    (torch.Tensor, ("softmax", "log_softmax", "cumsum", "cumprod", "sum", "prod")),
+    (torch.linalg, ("vector_norm",)),
+)
+"""They are asked for an fp32 result and given the half-precision tensor, unless the caller names
+a dtype (`fp32_set_opt_dtype`)."""
+
+
+_HALVES = (torch.float16, torch.bfloat16)
 
 
 class _State:
@@ -68,17 +79,32 @@ def _to_half(value: Any) -> Any:
 
 
 def _to_fp32(value: Any) -> Any:
-    if isinstance(value, torch.Tensor) and value.dtype in (torch.float16, torch.bfloat16):
+    if isinstance(value, torch.Tensor) and value.dtype in _HALVES:
         return value.to(torch.float32)
     return value
 
 
-def _wrap(original: Any, cast: Callable[[Any], Any], keeps_dtype: bool) -> Any:
+def _casting(original: Any, cast: Callable[[Any], Any]) -> Any:
+    def cast_all(value: Any) -> Any:
+        return type(value)(map(cast, value)) if type(value) in (list, tuple) else cast(value)
+
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        if _STATE.active_dtype() is None or (keeps_dtype and kwargs.get("dtype") is not None):
+        if _STATE.active_dtype() is None:
             return original(*args, **kwargs)
-        args = tuple(cast(arg) for arg in args)
-        return original(*args, **{key: cast(value) for key, value in kwargs.items()})
+        args = tuple(cast_all(arg) for arg in args)
+        return original(*args, **{key: cast_all(value) for key, value in kwargs.items()})
+
+    return wrapped
+
+
+def _asking_for_fp32(original: Any) -> Any:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        first = args[0] if args else kwargs.get("input")
+        named = kwargs.get("dtype") is not None or any(isinstance(a, torch.dtype) for a in args)
+        half = isinstance(first, torch.Tensor) and first.dtype in _HALVES
+        if _STATE.active_dtype() is not None and half and not named:
+            kwargs["dtype"] = torch.float32
+        return original(*args, **kwargs)
 
     return wrapped
 
@@ -88,16 +114,43 @@ def replaced_functions(dtype: Any) -> Iterator[None]:
     """Make torch's functions follow autocast to `dtype` inside `autocast_context`, for a run."""
     _STATE.last_dtype = dtype
     undo: list[Callable[[], None]] = []
-    for table, cast in ((_HALF_FUNCTIONS, _to_half), (_FP32_FUNCTIONS, _to_fp32)):
+    tables: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
+        (_HALF_FUNCTIONS, lambda function: _casting(function, _to_half)),
+        (_FP32_FUNCTIONS, lambda function: _casting(function, _to_fp32)),
+        (_FP32_RESULTS, _asking_for_fp32),
+    )
+    for table, wrap in tables:
         for holder, names in table:
-            for name in names:
-                undo.append(_replace(holder, name, cast))
+            undo += [_replace(holder, name, wrap) for name in names]
+    for module in _callers_of_maybe_autocast():
+        undo.append(_replace(module, "maybe_autocast", lambda _: _maybe_autocast))
     try:
         yield
     finally:
         for step in reversed(undo):
             step()
         _STATE.last_dtype = None
+
+
+def _callers_of_maybe_autocast() -> list[Any]:
+    """Models' modules that switch autocast by a function that leaves meta tensors alone.
+
+    Source: transformers/utils/generic.py, `maybe_autocast`.
+    """
+    modules = [module for name, module in sys.modules.items() if name.startswith("transformers.")]
+    return [module for module in modules if "maybe_autocast" in vars(module)]
+
+
+def _maybe_autocast(
+    device_type: str, dtype: Any = None, enabled: bool = True, cache_enabled: bool | None = None
+) -> contextlib.AbstractContextManager[None]:
+    """Switch it for meta tensors as for others: mostly off, around rotary positions and norms."""
+    if not enabled and not autocast_is_enabled():
+        return contextlib.nullcontext()
+    context: contextlib.AbstractContextManager[None] = torch.autocast(
+        device_type, dtype=dtype, enabled=enabled, cache_enabled=cache_enabled
+    )
+    return context
 
 
 def autocast_is_enabled() -> bool:
@@ -110,10 +163,10 @@ def autocast_dtype() -> Any:
     return _STATE.active_dtype()
 
 
-def _replace(holder: Any, name: str, cast: Callable[[Any], Any]) -> Callable[[], None]:
+def _replace(holder: Any, name: str, wrap: Callable[[Any], Any]) -> Callable[[], None]:
     inherited = name not in vars(holder)
     original = getattr(holder, name)
-    setattr(holder, name, _wrap(original, cast, name in _WITH_DTYPE))
+    setattr(holder, name, wrap(original))
     if inherited:
         return lambda: delattr(holder, name)
     return lambda: setattr(holder, name, original)

@@ -119,7 +119,7 @@ def _record(
         recorder = Recorder(timeline, config.vocab_size, workspace, modules, padded, without)
         recorder.register(tensors.model_tensors(model), "weights")
         modules.place_tensors(recorder)
-        parameters = tensors.count_parameters(model)
+        parameters = tensors.count_parameters(model, case.training)
         # Registered before the mode is active: a batch is there when the first step begins.
         batch = loops.make_batch(case, config.vocab_size, "meta")
         recorder.register(batch.values(), "temporaries")

@@ -61,9 +61,11 @@ def test_quantized_cache(new: int) -> None:
         {"quantization": "nf4", "double_quantization": True, "gradient_checkpointing": True},
         {"quantization": "int8"},
         {"mixed_precision": "bf16", "dtype": "float32"},
+        {"mixed_precision": "bf16", "quantization": "nf4", "prepare_kbit": False},
+        {"mixed_precision": "bf16", "quantization": "int8", "prepare_kbit": False},
         {"task": "inference"},
     ],
-    ids=["plain", "dropout", "nf4", "int8", "autocast", "inference"],
+    ids=["plain", "dropout", "nf4", "int8", "autocast", "amp nf4", "amp int8", "inference"],
 )
 def test_dora(fields: dict[str, Any]) -> None:
     agree(LLAMA, **{**DORA, "lora": {"use_dora": True}, **fields})
