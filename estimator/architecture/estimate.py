@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from estimator.architecture.adapter_targets import targets_passed_over
 from estimator.architecture.attentions import recomputable
-from estimator.architecture.context import PAGE, stack_of
+from estimator.architecture.context import PAGE, prepared, stack_of
 from estimator.architecture.inference import play_inference
 from estimator.architecture.inventory import inventory
 from estimator.architecture.parts import known_activation
@@ -143,6 +143,8 @@ def _refuse(case: Case, spec: ModelSpec) -> None:
             case.loss != "standard"
             and case.mixed_precision not in (None, _HALVES.get(case.dtype, case.mixed_precision))
         ),
+        f"stack {case.stack!r} without autocast on a quantized base that was not prepared, whose "
+        "fp32 hidden states no head in half precision multiplies": _head_too_narrow(case),
         "DoRA on stacked experts (peft has none)": _dora_experts(case, spec),
         **{f"activation {name!r}": True for name in _unknown_activations(spec)},
     }
@@ -224,6 +226,15 @@ def _refuse_unadaptable(case: Case, spec: ModelSpec) -> None:
             "such as in_proj",
             field="lora.target_modules",
         )
+
+
+def _head_too_narrow(case: Case) -> bool:
+    """Whether fp32 norms hand the head what its weights cannot be multiplied with: torch refuses
+    products of two dtypes, on a GPU if not on meta tensors."""
+    widened = case.quantization is not None and stack_of(case).fp32_norms_on_quantized
+    if not case.training or not widened or prepared(case):
+        return False
+    return case.mixed_precision is None and case.dtype != "float32"
 
 
 def _norms_unknown(case: Case, spec: ModelSpec) -> bool:

@@ -100,6 +100,14 @@ def test_a_stack_without_a_formula_for_the_model_says_so() -> None:
         answer("fms-acceleration", quantization="nf4", prepare_kbit=False, **changes)
 
 
+def test_fp32_norms_need_autocast_before_a_head_in_half_precision() -> None:
+    changes = {"task": "training", "max_new_tokens": None, "method": "lora", "quantization": "nf4"}
+    with pytest.raises(UnsupportedError, match="without autocast"):
+        answer("fms-acceleration", prepare_kbit=False, **changes)
+    for more in ({"prepare_kbit": True}, {"prepare_kbit": False, "mixed_precision": "bf16"}):
+        assert answer("fms-acceleration", **changes, **more).peak.allocated_bytes > 0
+
+
 def test_the_answer_names_the_stack() -> None:
     lines = answer("transformers-4.35").assumptions
     assert any("transformers-4.35" in line for line in lines)
