@@ -34,7 +34,7 @@ def embeddings(tape: Tape, spec: ModelSpec, ctx: Context) -> tuple[Tensor, tuple
         narrow, out = out, linear(tape, out, spec.project_in, ctx)
         _keep_leaf(tape, narrow, ctx)
         tape.drop(narrow)
-    if spec.position_rows and spec.embedding_norm is not None and not spec.embedding_named:
+    if spec.position_rows and not spec.embedding_named:
         return _normed_sum(tape, out, spec, ctx), ()
     if spec.position_rows:
         rows = parameter(spec.position_rows * spec.hidden_size, ctx.width, ctx.full)

@@ -43,6 +43,8 @@ LAYERS: dict[str, Callable[[Tape, Tensor, Layer, Context], Tensor]] = {
     "post_norm_flat": post_norm.flat_post_norm_layer,
     "inlined_nested": inlined.nested_layer,
     "inlined_post_norm": inlined.post_norm_layer,
+    "norm_first": post_norm.norm_first_layer,
+    "norm_first_undropped": post_norm.norm_first_undropped_layer,
     "post_norm": post_norm.post_norm_layer,
     "falcon": falcon.falcon_layer,
     "bloom": alibi.bloom_layer,

@@ -28,6 +28,34 @@ def post_norm_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
     return out
 
 
+def norm_first_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
+    """RoBERTa's with norms before the blocks; the MLP's is in the module of its first linear."""
+    return _norm_first(tape, x, spec, ctx, spec.dropout, named=False)
+
+
+def norm_first_undropped_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
+    """XLM-RoBERTa XL's: no dropout behind the MLP, whose input is named to the end."""
+    return _norm_first(tape, x, spec, ctx, 0.0, named=True)
+
+
+def _norm_first(tape: Tape, x: Tensor, spec: Layer, ctx: Context, p: float, named: bool) -> Tensor:
+    assert isinstance(spec.mlp, Mlp)
+    normed = norm(tape, x, spec.input_norm, ctx)
+    attended, probabilities = self_attention(tape, normed, spec.attention, ctx)
+    h = _summed(tape, attended, x, None, spec.dropout, ctx)
+    tape.drop(normed)
+    given = norm(tape, h, spec.post_norm, ctx)
+    inner = linear(tape, given, spec.mlp.up, ctx)
+    if not named:
+        tape.drop(given)
+    hidden = activation(tape, inner, spec.mlp.activation, ctx)
+    tape.drop(inner)
+    fed = linear(tape, hidden, spec.mlp.down, ctx)
+    out = _summed(tape, fed, h, None, p, ctx)
+    tape.drop(hidden, h, probabilities, given if named else None)
+    return out
+
+
 def flat_post_norm_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
     """OPT-350m's: an MLP on [B * Q, hidden], of which each step lets go of the one before."""
     assert isinstance(spec.mlp, Mlp)

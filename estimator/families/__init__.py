@@ -96,6 +96,8 @@ PARSERS: dict[str, Callable[[ConfigReader], ModelSpec]] = {
     "xlm-roberta": bert.parse_roberta,
     "camembert": bert.parse_roberta,
     "data2vec-text": bert.parse_roberta,
+    "roberta-prelayernorm": bert.parse_prelayernorm,
+    "xlm-roberta-xl": bert.parse_xlm_roberta_xl,
     "modernbert-decoder": modernbert.parse,
     "xglm": xglm_ctrl.parse_xglm,
     "ctrl": xglm_ctrl.parse_ctrl,

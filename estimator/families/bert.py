@@ -6,9 +6,32 @@ Source: transformers/models/{bert,roberta,xlm_roberta,camembert,data2vec,ernie,b
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 from estimator.families.blocks import two_linears
 from estimator.families.reader import MAX_LAYERS, ConfigReader
 from estimator.spec import Attention, HeadTransform, Layer, Linear, ModelSpec, Norm
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """What transformers takes for fields that are absent."""
+
+    vocab: int = 30522
+    hidden: int = 768
+    layers: int = 12
+    heads: int = 12
+    width: int = 3072
+    positions: int = 512
+    token_types: int = 2
+
+
+_SIZES = {
+    "bert-generation": _Sizes(50358, 1024, 24, 16, 4096),
+    "roberta": _Sizes(50265),
+    "roberta-prelayernorm": _Sizes(50265),
+    "xlm-roberta-xl": _Sizes(250880, 2560, 36, 32, 10240, 514, 1),
+}
 
 
 def parse(reader: ConfigReader) -> ModelSpec:
@@ -28,14 +51,41 @@ def parse_generation(reader: ConfigReader) -> ModelSpec:
     return _parse(reader, counted=False, plain=True)
 
 
+def parse_prelayernorm(reader: ConfigReader) -> ModelSpec:
+    """RobertaPreLayerNormForCausalLM: norms before the blocks, and one behind the last layer."""
+    return _norm_first(_parse(reader, counted=True))
+
+
+def parse_xlm_roberta_xl(reader: ConfigReader) -> ModelSpec:
+    """XLMRobertaXLForCausalLM: the same without a norm of the embeddings, or the MLP's dropout."""
+    spec = _norm_first(_parse(reader, counted=True))
+    layers = tuple(replace(layer, recipe="norm_first_undropped") for layer in spec.layers)
+    return replace(spec, layers=layers, embedding_norm=None)
+
+
+def _norm_first(spec: ModelSpec) -> ModelSpec:
+    norm = Norm("layer", spec.hidden_size)
+    layers = tuple(
+        replace(
+            layer,
+            input_norm=norm,
+            post_norm=norm,
+            attention_out_norm=None,
+            mlp_out_norm=None,
+            recipe="norm_first",
+        )
+        for layer in spec.layers
+    )
+    return replace(spec, layers=layers, final_norm=norm)
+
+
 def _parse(reader: ConfigReader, counted: bool, plain: bool = False) -> ModelSpec:
-    hidden = reader.size("hidden_size", default=1024 if plain else 768)
-    heads = reader.size("num_attention_heads", default=16 if plain else 12)
-    count = reader.size("num_hidden_layers", default=24 if plain else 12, most=MAX_LAYERS)
-    width = reader.size("intermediate_size", default=4096 if plain else 3072)
-    # RobertaConfig's default differs from that of the others.
-    known = {"bert-generation": 50358, "roberta": 50265}
-    vocab = reader.size("vocab_size", default=known.get(reader.model_type, 30522))
+    sizes = _SIZES.get(reader.model_type, _Sizes())
+    hidden = reader.size("hidden_size", default=sizes.hidden)
+    heads = reader.size("num_attention_heads", default=sizes.heads)
+    count = reader.size("num_hidden_layers", default=sizes.layers, most=MAX_LAYERS)
+    width = reader.size("intermediate_size", default=sizes.width)
+    vocab = reader.size("vocab_size", default=sizes.vocab)
     if reader.flag("add_cross_attention", False):
         raise reader.unsupported("add_cross_attention")
     if not reader.flag("tie_word_embeddings", True):
@@ -68,7 +118,7 @@ def _parse(reader: ConfigReader, counted: bool, plain: bool = False) -> ModelSpe
         mlp_out_norm=norm,
         recipe="post_norm",
     )
-    positions = reader.size("max_position_embeddings", default=512)
+    positions = reader.size("max_position_embeddings", default=sizes.positions)
     transform = HeadTransform(
         Linear("dense", hidden, hidden, True), "gelu" if counted else act, norm
     )
@@ -84,7 +134,7 @@ def _parse(reader: ConfigReader, counted: bool, plain: bool = False) -> ModelSpe
         head_transform=None if plain else transform,
         position_rows=positions,
         positions_counted=counted,
-        token_types=0 if plain else reader.size("type_vocab_size", default=2),
+        token_types=0 if plain else reader.size("type_vocab_size", default=sizes.token_types),
         embedding_norm=norm,
         embedding_dropout=dropout,
         embedding_named=False,

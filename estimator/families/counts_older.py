@@ -1,7 +1,7 @@
 """Parameter counts of older decoders: GPT, GPT-NeoX Japanese, and kin of BERT with other norms.
 
-Source: transformers/models/{openai,gpt_neox_japanese,megatron_bert,xlm_roberta_xl,
-roberta_prelayernorm,electra,rembert}/{modeling,configuration}_*.py.
+Source: transformers/models/{openai,gpt_neox_japanese,megatron_bert,electra,
+rembert}/{modeling,configuration}_*.py.
 """
 
 from __future__ import annotations
@@ -55,10 +55,6 @@ class _Bert:
 
 _BERTS = {
     "megatron-bert": _Bert(29056, 1024, 24, 4096, heads=16, embedding_norm=False, final_norm=True),
-    "xlm-roberta-xl": _Bert(
-        250880, 2560, 36, 10240, 1, 514, heads=32, embedding_norm=False, final_norm=True
-    ),
-    "roberta-prelayernorm": _Bert(50265, 768, 12, 3072, final_norm=True),
     "electra": _Bert(30522, 256, 12, 1024, heads=4, narrow=128),
     "rembert": _Bert(250300, 1152, 32, 4608, heads=18, narrow=256),
 }

@@ -34,8 +34,6 @@ COUNTERS: dict[str, Callable[[ConfigReader], int]] = {
     "openai-gpt": count_openai_gpt,
     "gpt_neox_japanese": count_gpt_neox_japanese,
     "megatron-bert": count_bert,
-    "xlm-roberta-xl": count_bert,
-    "roberta-prelayernorm": count_bert,
     "electra": count_bert,
     "rembert": count_bert,
     "jetmoe": count_jetmoe,

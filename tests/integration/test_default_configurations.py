@@ -126,7 +126,7 @@ VARIED: dict[str, list[dict[str, Any]]] = {
     "xlm-roberta-xl": [{"num_hidden_layers": 2, "type_vocab_size": 3, "vocab_size": 100}],
     "roberta-prelayernorm": [
         {"hidden_size": 96, "max_position_embeddings": 30},
-        {"num_hidden_layers": 1, "tie_word_embeddings": False},
+        {"num_hidden_layers": 1, "type_vocab_size": 3},
     ],
     "electra": [
         {"embedding_size": 256, "num_hidden_layers": 2},

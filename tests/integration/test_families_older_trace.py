@@ -48,6 +48,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "bert": {"model_type": "bert", **SIZES},
     "bert, decoder": {"model_type": "bert", **SIZES, "is_decoder": True},
     "roberta": {"model_type": "roberta", **SIZES},
+    "roberta-prelayernorm": {"model_type": "roberta-prelayernorm", **SIZES},
+    "xlm-roberta-xl": {"model_type": "xlm-roberta-xl", **SIZES},
     "bert-generation": {"model_type": "bert-generation", **SIZES},
     "modernbert-decoder": {
         **SIZES,
