@@ -14,9 +14,9 @@ from estimator.fit import (
     Largest,
     Peaks,
     cheapest_changes,
-    estimated_peaks,
     largest_batch,
     longest_sequence,
+    played_peaks,
 )
 from estimator.headroom import Room
 from estimator.report import SCHEMA_VERSION
@@ -45,7 +45,7 @@ class Fitting:
         Raises:
             GpumemError: as `estimate`.
         """
-        return cls._solve("architecture", case, room, estimated_peaks, 1, [])
+        return cls._solve("architecture", case, room, played_peaks, 1, [])
 
     @classmethod
     def traced(cls, case: Case, room: Room, surface: Path | None) -> Fitting:
@@ -82,10 +82,10 @@ class Fitting:
         cls, source: str, case: Case, room: Room, answer: Answer, least: int, notes: list[str]
     ) -> Fitting:
         peaks = answer(case)
-        fits = room.holds(peaks.allocated_bytes, peaks.reserved_bytes)
+        fits = peaks.held_by(room)
         batch = largest_batch(case, answer, room)
         length = longest_sequence(case, answer, room, least)
-        changes = None if fits else cheapest_changes(case, estimated_peaks, room)
+        changes = None if fits else cheapest_changes(case, played_peaks, room)
         return cls(
             source, case, room, peaks, fits, batch, length, changes, (_kept_free(room, peaks),)
         )
@@ -93,6 +93,8 @@ class Fitting:
 
 def _kept_free(room: Room, peaks: Peaks) -> str:
     line = f"{format_both(room.reserve_bytes)} kept free for the CUDA context"
+    if peaks.runs_within is not None:
+        return f"{line}; the run's blocks are played within the rest, on a model of the allocator"
     if peaks.reserved_bytes is None:
         return f"{line}, and {room.slack:.0%} of the peak for fragmentation"
     return f"{line}; fragmentation is in the reserved peak"

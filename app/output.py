@@ -49,7 +49,7 @@ def headline(report: MemoryReport) -> str:
 
 
 def render_report(report: MemoryReport, verbose: bool = False) -> str:
-    """Return a whole report: headline, components, phases, parameters, assumptions.
+    """Return a whole report: headline, components, phases, counters, parameters, assumptions.
 
     `verbose` adds the components that are zero, exact bytes, and the complete case.
     """
@@ -66,11 +66,6 @@ def render_report(report: MemoryReport, verbose: bool = False) -> str:
         f"parameters  {_digits(report.parameters.total)}, "
         f"trainable {_digits(report.parameters.trainable)}",
     ]
-    if report.interval is not None:
-        low, high = format_both(report.interval.low_bytes), format_both(report.interval.high_bytes)
-        parts.append(
-            wrap(f"{report.interval.level:.0%} interval: {low} to {high}, {report.interval.basis}")
-        )
     if report.assumptions:
         parts += ["assumed:", *(wrap(line, "- ") for line in report.assumptions)]
     if verbose:
@@ -114,17 +109,21 @@ def _phases(report: MemoryReport, verbose: bool) -> str:
 
 
 def _counters(report: MemoryReport) -> list[str]:
-    """Return the counters beside `allocated` that this source knows.
-
-    An estimate's device bytes are a bound (estimator/calibrated.py), others' were read.
-    """
-    bound = " at most" if report.source == "architecture" else ""
-    known = [
-        f"{name}{bound if name == 'device' else ''} {format_both(size)}"
-        for name in ("requested", "reserved", "device")
-        if (size := getattr(report.peak, f"{name}_bytes")) is not None
-    ]
-    return [wrap("also at peak: " + ", ".join(known))] if known else []
+    """Return what each counter shows at its highest, as far as the source knows, and on what its
+    interval rests; nothing where `allocated` alone is known."""
+    rows = [["counter", "GB", "GiB", "interval in GB", "in GiB", "level"]]
+    notes = []
+    for one in report.counters():
+        size, interval = one.size_bytes, one.interval
+        row = [one.name, *(["", ""] if size is None else [f"{size / GB:.2f}", f"{size / GIB:.2f}"])]
+        if interval is None:
+            rows.append([*row, "", "", ""])
+            continue
+        low, high = interval.low_bytes, interval.high_bytes
+        spans = [f"{low / unit:.2f} to {high / unit:.2f}" for unit in (GB, GIB)]
+        rows.append([*row, *spans, f"{interval.level:.0%}"])
+        notes.append(wrap(f"{one.name}: {interval.basis}"))
+    return [table(rows), "", *notes] if len(rows) > 2 or notes else []
 
 
 def _header(first: str, names: Sequence[str], verbose: bool) -> list[str]:

@@ -1,4 +1,4 @@
-"""Gives an estimate what a calibration knows: an interval, reserved bytes, a bound for the device.
+"""Gives an estimate what a calibration knows: intervals, and what the driver shows.
 
 Without a calibration that has evidence for the kind of run, the estimate stays as it is. How the
 coefficients were fitted, and what was refused, is in docs/calibration.md.
@@ -20,43 +20,46 @@ from estimator.coefficients import (
     run_kind,
 )
 from estimator.gpus import find_gpu
+from estimator.headroom import CONTEXT_LOW_BYTES
 from estimator.report import (
     NO_INTERVAL,
-    NOT_ESTIMATED,
+    Beyond,
     Components,
     Interval,
     MemoryReport,
     Peak,
     Phase,
 )
-from estimator.units import format_gib
 
 
 def calibrated(report: MemoryReport, case: Case, calibration: Calibration) -> MemoryReport:
     """Return the estimate of a case with what a calibration adds to it.
 
-    `interval` is around peak allocated bytes. `reserved_bytes` is a point; `device_bytes` is a
-    one-sided bound, for the allocator's cache depends on what ran before (docs/counters.md). Both
-    stay what they were where the calibration has nothing for the kind of run.
+    `interval` is around peak allocated bytes. `reserved_bytes` and `device_bytes` become points,
+    with intervals; the device's is a one-sided bound, for the allocator's cache depends on what ran
+    before (docs/counters.md). Both stay what they were where the calibration has nothing for the
+    kind of run.
     """
     kind = run_kind(case)
-    lines = [line for line in report.assumptions if line not in (NO_INTERVAL, NOT_ESTIMATED)]
+    lines = [line for line in report.assumptions if line != NO_INTERVAL]
     scratch = calibration.fit("scratch")
     if scratch is not None:
         report = _scaled(report, scratch)
         lines.append(f"workspaces and temporaries: {_from(calibration, scratch)}")
     interval = _interval(report, calibration, calibration.interval("allocated", kind))
-    reserved, reserved_line = _reserved(report, case, calibration)
-    device, device_line = _device(report, case, calibration, reserved)
     if interval is None:
         lines.append(f"no interval: calibration {calibration.name} has none for {kind}")
-    missing = [name for name, size in (("reserved", reserved), ("device", device)) if size is None]
-    if missing:
-        lines.append(f"{' and '.join(missing)} bytes are not estimated")
-    lines += [line for line in (reserved_line, device_line) if line]
+    peak = report.peak
     return replace(
         report,
-        peak=replace(report.peak, reserved_bytes=reserved, device_bytes=device),
+        peak=Peak.deferred(
+            lambda: _beyond(report, case, calibration),
+            phase=peak.phase,
+            requested_bytes=peak.requested_bytes,
+            allocated_bytes=peak.allocated_bytes,
+            instant=peak.instant,
+            reason=peak.reason,
+        ),
         interval=interval,
         assumptions=tuple(lines),
     )
@@ -153,46 +156,62 @@ def _interval(
         low_bytes=math.floor(rule.low_ratio * allocated),
         high_bytes=math.ceil(rule.high_ratio * allocated),
         level=rule.level,
-        basis=f"calibration {calibration.name}: {rule.runs} runs {calibration.evidence}; of the "
-        f"model families {', '.join(rule.families)}, each left out in turn, it held "
-        f"{100 * (rule.coverage or 0):.0f} %",
+        basis=_basis(calibration, rule),
     )
+
+
+def _beyond(report: MemoryReport, case: Case, calibration: Calibration) -> Beyond:
+    reserved, reserved_interval = _reserved(report, case, calibration)
+    spread = 0
+    if reserved is not None and reserved_interval is not None:
+        spread = max(0, reserved_interval.high_bytes - reserved)
+    device, device_interval = _device(report, case, calibration, reserved, spread)
+    return Beyond(reserved, device, reserved_interval, device_interval)
 
 
 def _reserved(
     report: MemoryReport, case: Case, calibration: Calibration
-) -> tuple[int | None, str | None]:
-    own = report.peak.reserved_bytes
+) -> tuple[int | None, Interval | None]:
+    peak = report.peak
     fit = calibration.fit("fragmentation")
     rule = calibration.interval("reserved", run_kind(case))
     if fit is None or rule is None or rule.low_ratio is None or rule.high_ratio is None:
-        return own, None
+        return peak.reserved_bytes, peak.reserved_interval
     size = predicted_reserved(fit, case, report)
     if size is None:
-        return own, None
+        return peak.reserved_bytes, peak.reserved_interval
     low, high = math.floor(rule.low_ratio * size), math.ceil(rule.high_ratio * size)
-    return size, (
-        f"reserved bytes: {_from(calibration, fit)}; "
-        f"{rule.level:.0%} interval {format_gib(low)} to {format_gib(high)}"
-    )
+    return size, Interval(low, high, rule.level, _basis(calibration, rule))
 
 
 def _device(
-    report: MemoryReport, case: Case, calibration: Calibration, reserved: int | None
-) -> tuple[int | None, str | None]:
-    own = report.peak.device_bytes
+    report: MemoryReport, case: Case, calibration: Calibration, reserved: int | None, spread: int
+) -> tuple[int | None, Interval | None]:
+    """Return the point and the bound; `spread` is how far reserved bytes may lie above theirs."""
+    peak = report.peak
     fit = calibration.fit("device")
     rule = calibration.interval("device", run_kind(case))
     if fit is None or rule is None or rule.high_ratio is None:
-        return own, None
+        return peak.device_bytes, peak.device_interval
     point = predicted_device(fit, case, report)
     if point is None:
-        return own, None
-    allocated = report.peak.allocated_bytes
-    bound = max(math.ceil(rule.high_ratio * point), reserved or 0, allocated)
-    return capped(bound, allocated, case.gpu), (
-        f"device bytes are a bound: {rule.level:.0%} of left-out runs stay below it (calibration "
-        f"{calibration.name}, {rule.runs} runs); typical is {format_gib(point)}"
+        return peak.device_bytes, peak.device_interval
+    allocated = peak.allocated_bytes
+    # Whatever a fit says, the driver shows more than the allocator has.
+    point = max(point, (reserved or allocated) + CONTEXT_LOW_BYTES)
+    point = capped(point, allocated, case.gpu)
+    bound = math.ceil(rule.high_ratio * (point + spread))
+    bound = capped(max(bound, point), allocated, case.gpu)
+    # From above alone: the cache may have been given back when the driver was asked.
+    low = min(point, allocated + CONTEXT_LOW_BYTES)
+    return point, Interval(low, bound, rule.level, _basis(calibration, rule))
+
+
+def _basis(calibration: Calibration, rule: IntervalRule) -> str:
+    return (
+        f"calibration {calibration.name}: {rule.runs} runs {calibration.evidence}; of the "
+        f"model families {', '.join(rule.families)}, each left out in turn, it held "
+        f"{100 * (rule.coverage or 0):.0f} %"
     )
 
 

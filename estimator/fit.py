@@ -9,7 +9,8 @@ line through the nearest points, and by bisection where that does not halve what
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from itertools import combinations
 from typing import Any
 
@@ -42,11 +43,22 @@ _POSITIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Peaks:
-    """The highest bytes of a run; `reserved_bytes` is None where a source does not know them."""
+    """The highest bytes of a run; `reserved_bytes` is None where a source does not know them.
+
+    `runs_within` tells whether the run fits in what a card can give PyTorch, in bytes, where a
+    source knows more of that than the peaks say.
+    """
 
     phase: str
     allocated_bytes: int
     reserved_bytes: int | None = None
+    runs_within: Callable[[int], bool] | None = field(default=None, compare=False, repr=False)
+
+    def held_by(self, room: Room) -> bool:
+        """Whether the run fits."""
+        if self.runs_within is not None:
+            return self.runs_within(room.room_bytes)
+        return room.holds(self.allocated_bytes, self.reserved_bytes)
 
 
 Answer = Callable[[Case], Peaks]
@@ -90,7 +102,21 @@ def estimated_peaks(case: Case) -> Peaks:
         GpumemError: as `estimate`.
     """
     peak = estimate(case).peak
-    return Peaks(peak.phase, peak.allocated_bytes, peak.reserved_bytes)
+    return Peaks(peak.phase, peak.allocated_bytes)
+
+
+def played_peaks(case: Case) -> Peaks:
+    """Answer from the architecture formulas; whether it fits, from the run's blocks, which takes
+    ten times as long.
+
+    Raises:
+        GpumemError: as `estimate`.
+    """
+    from estimator.counters import runs_within
+
+    peaks = estimated_peaks(case)
+    within = cache(partial(runs_within, case, peaks.allocated_bytes))
+    return replace(peaks, runs_within=within)
 
 
 def largest_batch(case: Case, answer: Answer, room: Room) -> Largest:
@@ -139,7 +165,7 @@ def _search(
 
     def fits(value: int) -> bool:
         known[value] = peaks = peaks_at(value)
-        return room.holds(peaks.allocated_bytes, peaks.reserved_bytes)
+        return peaks.held_by(room)
 
     low, high = least - 1, most + 1
     value = min(max(start, least), most)
@@ -204,7 +230,7 @@ def cheapest_changes(case: Case, answer: Answer, room: Room) -> Changes:
 
 def _tried(case: Case, change: Change, answer: Answer, room: Room) -> Tried:
     peaks = answer(change.applied(case))
-    return Tried(change, peaks, room.holds(peaks.allocated_bytes, peaks.reserved_bytes))
+    return Tried(change, peaks, peaks.held_by(room))
 
 
 def _sets(changes: Sequence[Change]) -> list[Change]:

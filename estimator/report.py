@@ -5,6 +5,7 @@ All sizes are int bytes. `None` means not known; 0 means known to be zero.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -12,7 +13,6 @@ from estimator.units import format_both, format_gb, format_gib
 
 SCHEMA_VERSION = 1
 
-NOT_ESTIMATED = "reserved and device bytes are not estimated"
 NO_INTERVAL = "no interval: there is no calibration for this kind of run"
 """What an estimate assumes until a calibration adds to it (estimator/calibrated.py)."""
 
@@ -67,10 +67,50 @@ class Components:
 
 
 @dataclass(frozen=True, slots=True)
-class Peak:
+class Interval:
+    """An interval for a counter's peak at a level, and the evidence it rests on."""
+
+    low_bytes: int
+    high_bytes: int
+    level: float
+    basis: str
+
+
+@dataclass(frozen=True, slots=True)
+class Beyond:
+    """The counters beyond allocated bytes: points, None where not known, and their intervals."""
+
+    reserved_bytes: int | None = None
+    device_bytes: int | None = None
+    reserved_interval: Interval | None = None
+    device_interval: Interval | None = None
+
+
+class _Deferred:
+    """Works out what is `Beyond` when it is first asked for: it costs more than all the rest."""
+
+    __slots__ = ("_work_out",)
+    _work_out: Callable[[], Beyond]
+
+    def __getattr__(self, name: str) -> Any:
+        # Reached only for attributes that have no value yet.
+        if name not in _BEYOND:
+            raise AttributeError(name)
+        found = self._work_out()
+        for field in _BEYOND:
+            object.__setattr__(self, field, getattr(found, field))
+        return getattr(found, name)
+
+
+_BEYOND = tuple(field.name for field in fields(Beyond))
+
+
+@dataclass(frozen=True, slots=True)
+class Peak(_Deferred):
     """The highest instant of the run, by counter, and where it is.
 
     `instant` names the moment (`backward: loss`), `reason` says in one line why it is the peak.
+    `deferred` makes one whose reserved and device bytes are worked out when they are asked for.
     """
 
     phase: str
@@ -80,6 +120,16 @@ class Peak:
     device_bytes: int | None = None
     instant: str | None = None
     reason: str | None = None
+    reserved_interval: Interval | None = None
+    device_interval: Interval | None = None
+
+    @classmethod
+    def deferred(cls, work_out: Callable[[], Beyond], **known: Any) -> Peak:
+        """Return a peak with `known` fields; the four of `Beyond` come from `work_out`."""
+        peak: Peak = cls.__new__(cls)
+        for name, value in {**known, "_work_out": work_out}.items():
+            object.__setattr__(peak, name, value)
+        return peak
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +150,21 @@ class Parameters:
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
-    """An interval for peak allocated bytes at a level, and the evidence it rests on."""
+class Counter:
+    """What one counter shows at its highest: a point, an interval, or both."""
 
-    low_bytes: int
-    high_bytes: int
-    level: float
-    basis: str
+    name: str
+    size_bytes: int | None
+    interval: Interval | None
+
+    def html_cells(self) -> str:
+        """Return the name, the point in both units, and the interval as cells of a table."""
+        size = "" if self.size_bytes is None else format_both(self.size_bytes)
+        span = ""
+        if self.interval is not None:
+            low, high = format_both(self.interval.low_bytes), format_both(self.interval.high_bytes)
+            span = f"{self.interval.level:.0%}: {low} to {high}"
+        return f"<td>{self.name}</td><td>{size}</td><td>{span}</td>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +210,7 @@ class MemoryReport:
             source=data["source"],
             case=data["case"],
             parameters=Parameters(**data["parameters"]),
-            peak=Peak(**data["peak"]),
+            peak=_read_peak(data["peak"]),
             phases=tuple(Phase(**phase) for phase in data["phases"]),
             components=Components(**data["components"]),
             interval=None if interval is None else Interval(**interval),
@@ -163,6 +221,17 @@ class MemoryReport:
         """Return a copy with more assumption lines."""
         return replace(self, assumptions=(*self.assumptions, *lines))
 
+    def counters(self) -> tuple[Counter, ...]:
+        """Return what is known of each counter at its highest, in the order of their size."""
+        peak = self.peak
+        known = (
+            Counter("requested", peak.requested_bytes, None),
+            Counter("allocated", peak.allocated_bytes, self.interval),
+            Counter("reserved", peak.reserved_bytes, peak.reserved_interval),
+            Counter("device", peak.device_bytes, peak.device_interval),
+        )
+        return tuple(one for one in known if one.size_bytes is not None or one.interval is not None)
+
     def _repr_html_(self) -> str:
         rows = "".join(
             f"<tr><td>{name.replace('_', ' ')}</td><td>{format_gb(size)}</td>"
@@ -170,11 +239,25 @@ class MemoryReport:
             for name in COMPONENTS
             if (size := getattr(self.components, f"{name}_bytes"))
         )
+        counters = "".join(f"<tr>{one.html_cells()}</tr>" for one in self.counters())
         return (
             f"<b>{self.source}: peak {format_both(self.peak.allocated_bytes)}</b>, "
-            f"in {self.peak.phase}<table>{rows}</table>"
+            f"in {self.peak.phase}<table>{rows}</table><table>{counters}</table>"
         )
 
 
+def _read_peak(data: dict[str, Any]) -> Peak:
+    intervals = {
+        name: Interval(**data[name])
+        for name in ("reserved_interval", "device_interval")
+        if data.get(name) is not None
+    }
+    return Peak(**{**data, **intervals})
+
+
 def _as_dict(item: Any) -> dict[str, Any]:
-    return {field.name: getattr(item, field.name) for field in fields(item)}
+    values = {field.name: getattr(item, field.name) for field in fields(item)}
+    return {
+        name: _as_dict(value) if isinstance(value, Interval) else value
+        for name, value in values.items()
+    }

@@ -135,7 +135,10 @@ def _calculator(state: State, model: ModelChoice) -> Article:
 
 
 def _cards(case: Case, report: MemoryReport) -> tuple[Card, ...]:
-    """Judge every card, the smallest first, each with its own cuBLAS workspaces."""
+    """Judge every card, the smallest first, each with its own cuBLAS workspaces.
+
+    Only the chosen one is played: there are dozens of others.
+    """
     chosen = next((gpu for gpu in gpus() if gpu.name == case.gpu), None)
     reports: dict[int, MemoryReport] = {}
     if chosen is not None:
@@ -145,5 +148,5 @@ def _cards(case: Case, report: MemoryReport) -> tuple[Card, ...]:
         size = gpu.cublas_workspace_bytes
         if size not in reports:
             reports[size] = _estimate(replace(case, gpu=gpu.name))
-        cards.append(Card(gpu, judge(reports[size], gpu)))
+        cards.append(Card(gpu, judge(reports[size], gpu, play=gpu is chosen)))
     return tuple(cards)

@@ -73,6 +73,7 @@ def _render_answer(items: tuple[tuple[str, Any], ...]) -> Pages:
         report=found.report,
         parts=shown,
         bar=stacked_bar(shown),
+        counters=found.report.counters(),
         timeline=timeline(
             found.report.phases,
             None if chosen is None else chosen.gpu.memory_bytes,

@@ -149,10 +149,10 @@ def device_model(runs: Sequence[Answered]) -> Model:
     card; `any` is the typical one for cards without evidence.
     """
     found, own = _based(_with_counter(runs, "device"))
-    name, least = ("beyond", -0.5) if own else ("cache", 0.0)
+    name = "beyond" if own else "cache"
     contexts = sorted({context_name(item.run.case) for item, _, _ in found} - {_ANY_CONTEXT})
     terms = (
-        *(Term(f"{name}_{task}", "of moving bytes", 0, least, 2) for task in TASKS),
+        *(Term(f"{name}_{task}", "of moving bytes", 0, 0, 2) for task in TASKS),
         *(_context_term(context) for context in [*contexts, _ANY_CONTEXT]),
     )
     equations = []

@@ -39,10 +39,10 @@ TRUTH = {
     "sgd_bytes": 1.0,
     "workspace_scale": 2.0,
     "temporaries_scale": 1.2,
-    "fragmentation_inference": 0.1,
-    "fragmentation_training": 0.2,
-    "cache_inference": 0.15,
-    "cache_training": 0.3,
+    "correction_inference": 0.1,
+    "correction_training": 0.2,
+    "beyond_inference": 0.15,
+    "beyond_training": 0.3,
     "context_A100-80GB": 4.5e8,
 }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from estimator.allocator import expected_block
-from estimator.architecture.inventory import Held, held
+from estimator.architecture.inventory import Held
 from estimator.architecture.stretches import distinct_layers
 from estimator.spec import Linear, ModelSpec, Moe
 
@@ -47,12 +47,10 @@ def adapter_sides(spec: ModelSpec, r: int) -> Sides:
     return sides
 
 
-def adafactor_states(tensors: Sequence[int], sides: Sides) -> Held:
-    """Return the states: fp32 means of a matrix's rows and columns, and a scalar a tensor."""
-    sizes: list[int] = []
-    for count in tensors:
-        sizes += [*sides.get(count, (count,)), 1]
-    return held(sizes, 4)
+def adafactor_state_sizes(tensors: Sequence[int], sides: Sides) -> list[int]:
+    """Return the bytes of the states: fp32 means of a matrix's rows and columns, and a scalar a
+    tensor."""
+    return [4 * size for count in tensors for size in (*sides.get(count, (count,)), 1)]
 
 
 def adafactor_temporary(tensors: Sequence[int], sides: Sides, width: int) -> Held:

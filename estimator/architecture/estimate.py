@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 from estimator.architecture.adapter_targets import targets_passed_over
 from estimator.architecture.attentions import recomputable
 from estimator.architecture.context import PAGE, prepared, stack_of
 from estimator.architecture.inference import play_inference
-from estimator.architecture.inventory import inventory
+from estimator.architecture.inventory import Inventory, inventory
 from estimator.architecture.parts import known_activation
+from estimator.architecture.run import Run
 from estimator.architecture.sequence_parallel import refuse_spread
 from estimator.architecture.stretches import distinct_layers
 from estimator.architecture.training import play_training
@@ -19,8 +22,11 @@ from estimator.errors import CaseError, UnsupportedError
 from estimator.families import parse_spec
 from estimator.gpus import workspace_bytes
 from estimator.losses import LOSS_LINES, check_loss
-from estimator.report import NO_INTERVAL, NOT_ESTIMATED, MemoryReport, Parameters, Peak
+from estimator.report import NO_INTERVAL, Beyond, MemoryReport, Parameters, Peak
 from estimator.spec import Mlp, ModelSpec, Moe
+
+if TYPE_CHECKING:
+    from estimator.architecture.segments import Segments
 
 
 def estimate_architecture(case: Case) -> MemoryReport:
@@ -39,7 +45,7 @@ def estimate_architecture(case: Case) -> MemoryReport:
     if absent:
         lines += (f"{spec.name} has no {', '.join(absent)}: peft passes over such targets",)
     items = inventory(spec, case.lora)
-    run = (play_training if case.training else play_inference)(case, spec, items)
+    run = (play_training if case.training else play_inference)(case, spec, items, Run())
     highest = run.highest
     components = highest.components()
     total = items.base_count + items.adapter_count
@@ -48,7 +54,8 @@ def estimate_architecture(case: Case) -> MemoryReport:
         source="architecture",
         case=asked,
         parameters=Parameters(total=total, trainable=trains if case.training else 0),
-        peak=Peak(
+        peak=Peak.deferred(
+            partial(_beyond, case, spec, items, highest.allocated),
             phase=highest.phase,
             requested_bytes=run.highest_requested,
             allocated_bytes=highest.allocated,
@@ -64,6 +71,31 @@ def estimate_architecture(case: Case) -> MemoryReport:
             *lines,
         ),
     )
+
+
+def play_within(case: Case, capacity_bytes: int) -> Segments:
+    """Play a case's run on a card that can give PyTorch so many bytes.
+
+    Raises:
+        GpumemError: as `estimate_architecture`.
+    """
+    from estimator.architecture.segments import play_segments
+
+    spec = parse_spec(load_config(case.model))
+    _refuse(case, spec)
+    case, _ = _as_supported(case, spec)
+    return play_segments(case, spec, inventory(spec, case.lora), capacity_bytes)
+
+
+def _beyond(case: Case, spec: ModelSpec, items: Inventory, allocated_bytes: int) -> Beyond:
+    """Work out reserved and device bytes; kept out of the estimate, which takes a tenth of it."""
+    from estimator.architecture.segments import TooManyEvents, play_segments
+    from estimator.counters import beyond_allocated
+
+    try:
+        return beyond_allocated(case, allocated_bytes, partial(play_segments, case, spec, items))
+    except TooManyEvents:
+        return Beyond()
 
 
 def _as_supported(case: Case, spec: ModelSpec) -> tuple[Case, tuple[str, ...]]:
@@ -300,5 +332,4 @@ def _assumptions(case: Case, config: ModelConfig) -> tuple[str, ...]:
         lines.append("autocast around each forward pass, as accelerate prepares a model")
     if case.attention == "sdpa":
         lines.append("sdpa chooses flash, memory-efficient or math as CUDA does before Hopper")
-    lines += [NOT_ESTIMATED, NO_INTERVAL]
-    return tuple(lines)
+    return (*lines, NO_INTERVAL)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 
 from estimator.allocator import expected_block
 from estimator.architecture import layer as blocks
@@ -22,7 +23,7 @@ from estimator.architecture.inventory import Held, Inventory, position_table, we
 from estimator.architecture.masks import attention_masks, distance_bytes
 from estimator.architecture.parts import cast
 from estimator.architecture.quantized_cache import RESIDUAL, Past
-from estimator.architecture.run import Pass, Run
+from estimator.architecture.run import Growth, Pass, Run
 from estimator.architecture.stretches import distinct_layers, layer_numbers, stretches
 from estimator.architecture.tape import Tape, Tensor
 from estimator.architecture.training import (
@@ -47,10 +48,9 @@ class _LayerPass:
     probabilities_width: int | None
 
 
-def play_inference(case: Case, spec: ModelSpec, items: Inventory) -> Run:
-    """Return the run of an inference case."""
+def play_inference(case: Case, spec: ModelSpec, items: Inventory, run: Run) -> Run:
+    """Play an inference case on a run that has not begun, and return it."""
     assert case.max_new_tokens is not None
-    run = Run()
     base = weights(case, items)
     B, S = case.batch_size, case.sequence_length
     run.begin("load")
@@ -68,22 +68,26 @@ def play_inference(case: Case, spec: ModelSpec, items: Inventory) -> Run:
     if steps:
         run.begin("decode")
     after = _cache(spec, case, S, widths)
+
+    def growth(first: int, last: int) -> Growth:
+        sizes = partial(_cache_sizes, spec, case, widths)
+        return Growth(first, last, sizes, at_once=ctx.stack.tuple_cache)
+
     # The last step is the largest, but the first replaces the whole prompt of sliding layers, and
     # an older generate still names the prompt's logits.
     slides = case.cache == "dynamic" and any(
         layer.attention.window is not None for layer in distinct_layers(spec)
     )
     shown = {0 if slides or ctx.stack.full_logits else steps - 1, steps - 1}
+    if run.thorough:
+        shown |= {0, max(0, steps - 2)}
     if case.cache == "quantized" and steps >= RESIDUAL:
         # The last step that quantizes anew is not the last of all.
         shown.add(steps // RESIDUAL * RESIDUAL - 1)
+    done = 0
     for index in sorted(shown) if steps else ():
         before = _cache(spec, case, S + index, widths)
-        run.change(
-            "kv_cache",
-            before.allocated_bytes - after.allocated_bytes,
-            before.requested_bytes - after.requested_bytes,
-        )
+        run.resize_cache(after, before, growth(S + done, S + index))
         grown = 2 * 8 * B * (index + 1)
         run.change("temporaries", grown)
         _forward(run, spec, inference_context(case, 1, S + index + 1, S + index))
@@ -93,7 +97,8 @@ def play_inference(case: Case, spec: ModelSpec, items: Inventory) -> Run:
         if ctx.stack.full_logits and index == 0:
             held = Storage(spec.vocab_size * ctx.tokens * 4, "logits")
             run.change("logits", -held.allocated, -held.requested)
-        after = _cache(spec, case, S + index + 1, widths)
+        done = index + 1
+        after = _cache(spec, case, S + done, widths)
     return run
 
 
@@ -118,7 +123,7 @@ def _forward(run: Run, spec: ModelSpec, ctx: Context) -> dict[int, tuple[int, in
     run.play(Pass.of(tape.take_events(), "embeddings"))
     assert hidden.storage is not None
     also_held = Held() if held else Held(hidden.storage.requested, hidden.storage.allocated)
-    run.change("temporaries", also_held.allocated_bytes, also_held.requested_bytes)
+    run.hold(also_held)
     shared = rotary_tables(spec, ctx) + sum(attention_masks(spec, ctx).values())
     shared += distance_bytes(spec, ctx)
     run.change("temporaries", shared)
@@ -144,7 +149,7 @@ def _forward(run: Run, spec: ModelSpec, ctx: Context) -> dict[int, tuple[int, in
     normed = blocks.final_norm(tape, x, spec, ctx)
     tape.drop(x, *held)
     run.play(Pass.of(tape.take_events(), "the final norm"))
-    run.change("temporaries", -also_held.allocated_bytes, -also_held.requested_bytes)
+    run.let_go(also_held)
     run.change("temporaries", -shared)
     run.exchange("temporaries", returned, Held())
     widths = {number: layer.widths for (number, _), layer in passes.items()}
@@ -242,35 +247,49 @@ def _cache(spec: ModelSpec, case: Case, tokens: int, widths: dict[int, tuple[int
         widths: bytes of an element of keys and of values, by the kind of layer.
     """
     total = Held()
-    seen = inference_context(case, 1, tokens + 1, tokens)
+    caches = _layer_caches(spec, case, widths, tokens)
     for number, copies in Counter(layer_numbers(spec)).items():
-        layer = distinct_layers(spec)[number]
-        own = widths[number]
-        now = layer_context(layer, seen)
-        if layer.attention.mixer is not None:
-            total += _states(layer.attention.mixer, case, copies)
-            continue
-        past = Past.after(case.sequence_length, tokens - case.sequence_length)
-        for index, features in enumerate(layer.attention.cached_features):
-            row = case.batch_size * features
-            sizes: tuple[int, ...] = ((now.slots or now.held_keys) * row * max(own),)
-            if case.cache == "quantized":
-                newest, *scales = past.widths(*own, case.sequence_length)
-                sizes = past.sizes(row, scales[index], newest)
-            for size in sizes:
-                kept = Storage(size, None)
-                total += Held(copies * kept.requested, copies * kept.allocated)
+        for size in caches[number]:
+            kept = Storage(size, None)
+            total += Held(copies * kept.requested, copies * kept.allocated)
     return total
 
 
-def _states(mixer: Mixer, case: Case, copies: int) -> Held:
-    """Return the bytes of what a mixer keeps in the cache."""
+def _cache_sizes(
+    spec: ModelSpec, case: Case, widths: dict[int, tuple[int, int]], tokens: int
+) -> tuple[int, ...]:
+    """Return the bytes of each of the cache's tensors after `tokens` tokens, layer by layer."""
+    caches = _layer_caches(spec, case, widths, tokens)
+    return tuple(size for number in layer_numbers(spec) for size in caches[number])
+
+
+def _layer_caches(
+    spec: ModelSpec, case: Case, widths: dict[int, tuple[int, int]], tokens: int
+) -> list[tuple[int, ...]]:
+    """Return the bytes of each tensor of a layer's cache, for each kind of layer."""
+    seen = inference_context(case, 1, tokens + 1, tokens)
+    past = Past.after(case.sequence_length, tokens - case.sequence_length)
+    caches = []
+    for number, layer in enumerate(distinct_layers(spec)):
+        if layer.attention.mixer is not None:
+            caches.append(_states(layer.attention.mixer, case))
+            continue
+        own, now = widths[number], layer_context(layer, seen)
+        sizes: tuple[int, ...] = ()
+        for index, features in enumerate(layer.attention.cached_features):
+            row = case.batch_size * features
+            if case.cache == "quantized":
+                newest, *scales = past.widths(*own, case.sequence_length)
+                sizes += tuple(past.sizes(row, scales[index], newest))
+            else:
+                sizes += ((now.slots or now.held_keys) * row * max(own),)
+        caches.append(sizes)
+    return caches
+
+
+def _states(mixer: Mixer, case: Case) -> tuple[int, ...]:
+    """Return the bytes of each tensor that a mixer keeps in the cache."""
     width = WIDTHS[case.dtype]
-    kept = [
-        Storage(case.batch_size * state.count * (4 if state.fp32 else width), None)
-        for state in mixer.states
-    ]
-    return Held(
-        copies * sum(storage.requested for storage in kept),
-        copies * sum(storage.allocated for storage in kept),
+    return tuple(
+        case.batch_size * state.count * (4 if state.fp32 else width) for state in mixer.states
     )

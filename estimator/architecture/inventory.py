@@ -196,29 +196,61 @@ def linear_adapters(linear: Linear, lora: Lora) -> Iterator[int]:
 def position_table(case: Case, items: Inventory, loaded: bool) -> Held:
     """Return the bytes of a computed table of positions, as loaded or as the first forward pass
     leaves it: in the dtype of what it is added to."""
+    return held((items.table,), _table_width(case, items, loaded))
+
+
+def _table_width(case: Case, items: Inventory, loaded: bool) -> int:
     cast = 4 if loaded or prepared(case) else WIDTHS[case.dtype]
-    return held((items.table,), cast if items.table_cast else WIDTHS[case.dtype])
+    return cast if items.table_cast else WIDTHS[case.dtype]
 
 
 def weights(case: Case, items: Inventory) -> Held:
     """Return the bytes of all parameters and buffers as loaded."""
-    apart = held(items.adapters, 4) + held(items.buffers_bytes, 1) + held(items.frozen, 4)
-    if items.table:
-        apart += position_table(case, items, loaded=not case.training)
-    if stack_of(case).rotary_caches:
-        apart += held(items.rotary_caches, WIDTHS[case.dtype], copies=2)
-    if case.quantization is None:
-        width = WIDTHS[case.dtype]
-        return held(elements(items, width), width) + apart
+    total = _base_weights(items, *_as_loaded(case))
+    for counts, width, copies in _beside_base(case, items):
+        total += held(counts, width, copies)
+    return total
+
+
+def weight_sizes(case: Case, items: Inventory) -> Iterator[int]:
+    """Yield the bytes of each tensor of all parameters and buffers as loaded."""
+    yield from _base_sizes(items, *_as_loaded(case))
+    for counts, width, copies in _beside_base(case, items):
+        for count in counts:
+            yield from (count * width,) * copies
+
+
+def _as_loaded(case: Case) -> tuple[int, str | None, bool]:
+    """Return the bytes of an element that is not quantized, and how the others are."""
     width = 4 if prepared(case) else WIDTHS[case.dtype]
-    return _quantized_weights(items, case.quantization, case.double_quantization, width) + apart
+    return width, case.quantization, case.double_quantization
+
+
+def _beside_base(case: Case, items: Inventory) -> Iterator[tuple[tuple[int, ...], int, int]]:
+    """Yield elements of tensors, bytes of one, and how many of each tensor are made in a row."""
+    yield items.adapters, 4, 1
+    yield items.buffers_bytes, 1, 1
+    yield items.frozen, 4, 1
+    if items.table:
+        yield (items.table,), _table_width(case, items, loaded=not case.training), 1
+    if stack_of(case).rotary_caches:
+        yield items.rotary_caches, WIDTHS[case.dtype], 2
 
 
 @lru_cache(maxsize=64)
-def _quantized_weights(
-    items: Inventory, quantization: str, double_quantization: bool, width: int
+def _base_weights(
+    items: Inventory, width: int, quantization: str | None, double_quantization: bool
 ) -> Held:
+    return held(_base_sizes(items, width, quantization, double_quantization), 1)
+
+
+@lru_cache(maxsize=64)
+def _base_sizes(
+    items: Inventory, width: int, quantization: str | None, double_quantization: bool
+) -> tuple[int, ...]:
     """Quantized linears block by block; the rest in `width` bytes: as loaded, fp32 if prepared."""
+    if quantization is None:
+        return tuple(count * width for count in elements(items, width))
     rest = Counter(elements(items, width))
     sizes: list[int] = []
     for linear in items.quantizable:
@@ -229,7 +261,7 @@ def _quantized_weights(
         sizes.append(1024)
     # The embeddings are the first.
     others = [count * width for count in rest.elements()]
-    return held([*others[:1], *sizes, *others[1:]], 1)
+    return (*others[:1], *sizes, *others[1:])
 
 
 def trainable(case: Case, items: Inventory) -> tuple[tuple[int, ...], int]:

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 
 from estimator.architecture.adafactor import (
-    adafactor_states,
+    adafactor_state_sizes,
     adafactor_temporary,
     adapter_sides,
     base_sides,
@@ -39,7 +39,7 @@ class OptimizerMemory:
 
 
 def optimizer_memory(
-    case: Case, tensors: tuple[int, ...], width: int, spec: ModelSpec, embeddings: int = 0
+    case: Case, tensors: tuple[int, ...], width: int, spec: ModelSpec
 ) -> OptimizerMemory:
     """Return what the case's optimizer needs for the tensors that train.
 
@@ -47,8 +47,6 @@ def optimizer_memory(
         tensors: elements of each tensor that trains.
         width: bytes of an element of the parameters, hence of torch's states.
         spec: the model, whose shapes matter to Adafactor alone.
-        embeddings: how many tensors, from the first, are embedding tables: Trainer registers them
-            for 32-bit states with bitsandbytes' 8-bit optimizers.
 
     Raises:
         UnsupportedError: an optimizer without a formula.
@@ -79,9 +77,9 @@ def optimizer_memory(
         sides = base_sides(spec) if case.lora is None else adapter_sides(spec, case.lora.r)
         temporary = _largest(adafactor_temporary(tensors, sides, width), norms)
         why = "Adafactor squares one gradient at a time, in fp32"
-        return OptimizerMemory(adafactor_states(tensors, sides), temporary, why)
+        return OptimizerMemory(held(adafactor_state_sizes(tensors, sides), 1), temporary, why)
     if BITSANDBYTES_NAMES.search(name):
-        states = _bitsandbytes_states(name, tensors, embeddings)
+        states = held(_bitsandbytes_sizes(case, tensors, spec), 1)
         return OptimizerMemory(states, norms, "bitsandbytes updates in place")
     raise UnsupportedError(
         f"the architecture formulas do not know optimizer {name!r} yet: "
@@ -89,14 +87,53 @@ def optimizer_memory(
     )
 
 
-def _bitsandbytes_states(name: str, tensors: tuple[int, ...], embeddings: int) -> Held:
+@dataclass(frozen=True, slots=True)
+class OptimizerSizes:
+    """Bytes of an optimizer's tensors, one by one in the order in which they are made.
+
+    `temporaries` are groups: all of a group are alive at once, and the one before goes when the
+    next one is there.
+    """
+
+    states: tuple[int, ...]
+    temporaries: tuple[tuple[int, ...], ...]
+
+
+def optimizer_sizes(
+    case: Case, tensors: tuple[int, ...], width: int, spec: ModelSpec
+) -> OptimizerSizes:
+    """Return the tensors whose sum `optimizer_memory` gives; it takes the same arguments."""
+    name = case.optimizer
+    copies = tuple(count * width for count in tensors)
+    if name == "adafactor":
+        sides = base_sides(spec) if case.lora is None else adapter_sides(spec, case.lora.r)
+        squares = tuple((4 * count,) * (2 if width == 4 else 4) for count in tensors)
+        return OptimizerSizes(tuple(adafactor_state_sizes(tensors, sides)), squares)
+    if BITSANDBYTES_NAMES.search(name):
+        return OptimizerSizes(tuple(_bitsandbytes_sizes(case, tensors, spec)), ())
+    states, passing = {
+        "adamw_torch_fused": (2, 0),
+        "adamw_torch": (2, 1),
+        "sgd": (1 if case.momentum else 0, 0),
+        "adagrad": (1, 2),
+        "rmsprop": (2 if case.momentum else 1, 1),
+    }[name]
+    counter = (4,) if name == "adamw_torch_fused" else ()
+    kept = tuple(size for copy in copies for size in ((copy,) * states + counter))
+    return OptimizerSizes(kept, (copies * passing,))
+
+
+def _bitsandbytes_sizes(case: Case, tensors: tuple[int, ...], spec: ModelSpec) -> list[int]:
     """States of a byte an element and an fp32 scale a block of 256 elements: two a tensor, one for
     Lion and RMSprop; AdEMAMix's first is twice as large.
 
-    fp32 in the 32-bit optimizers, for tensors below 4096 elements, and for embeddings. Paged ones
-    put states of 100 000 elements or more in managed memory, which PyTorch does not count.
+    fp32 in the 32-bit optimizers, for tensors below 4096 elements, and for embeddings, which come
+    first and which Trainer registers for it. Paged ones put states of 100 000 elements or more in
+    managed memory, which PyTorch does not count.
     Source: bitsandbytes/optim/optimizer.py (`init_state`, `get_state_buffer`).
     """
+    name = case.optimizer
+    embeddings = 0 if case.lora else (2 if spec.position_rows else 1)
     if "ademamix" in name:
         parts: tuple[int, ...] = (2, 1)
     else:
@@ -112,7 +149,7 @@ def _bitsandbytes_states(name: str, tensors: tuple[int, ...], embeddings: int) -
             sizes += [part * (count if eight else 4 * count) for part in parts]
         if eight:
             sizes += [4 * part * ceil_div(count, _BLOCK_8BIT) for part in parts]
-    return held(sizes, 1)
+    return sizes
 
 
 def _largest(first: Held, second: Held) -> Held:

@@ -6,6 +6,7 @@ a kind of layer on a tape, and its highest instant is compared from the ledger a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -61,6 +62,20 @@ class Instant:
         return Components.from_names(sizes)
 
 
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """A cache grows from `first` to `last` tokens, one at a time.
+
+    `sizes` returns the bytes of each of its tensors after so many tokens; `at_once` is whether all
+    of them exist twice for a moment, and not one layer's.
+    """
+
+    first: int
+    last: int
+    sizes: Callable[[int], tuple[int, ...]]
+    at_once: bool
+
+
 @dataclass(slots=True)
 class Run:
     """Accumulates passes in the order of the run."""
@@ -72,6 +87,8 @@ class Run:
     phases: dict[str, list[int]] = field(default_factory=dict)
     total: int = 0
     """Bytes alive now: the ledger's sum."""
+    thorough: bool = False
+    """Whether instants are played that cannot be the highest, too."""
     _phase: str = "load"
 
     def begin(self, phase: str) -> None:
@@ -87,6 +104,18 @@ class Run:
         self.requested += allocated if requested is None else requested
         self._note(self.total)
         self._compare(self.total, self.requested, self._phase, None)
+
+    def resize_cache(self, old: Held, new: Held, growth: Growth) -> None:
+        """The cache is another after tokens that are not played."""
+        self.exchange("kv_cache", old, new)
+
+    def hold(self, item: Held) -> None:
+        """A caller keeps the tensor just made, whoever else lets go of it."""
+        self.change("temporaries", item.allocated_bytes, item.requested_bytes)
+
+    def let_go(self, item: Held) -> None:
+        """The caller returns, and what it held goes."""
+        self.change("temporaries", -item.allocated_bytes, -item.requested_bytes)
 
     def exchange(self, component: str, old: Held, new: Held) -> None:
         """Something goes, and another takes its place."""

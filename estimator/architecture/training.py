@@ -48,13 +48,11 @@ class LayerPasses:
     probabilities_width: int | None
 
 
-def play_training(case: Case, spec: ModelSpec, items: Inventory) -> Run:
-    """Return the run of a training case."""
+def play_training(case: Case, spec: ModelSpec, items: Inventory, run: Run) -> Run:
+    """Play a training case on a run that has not begun, and return it."""
     ctx = training_context(case)
-    run = Run()
     tensors, width = trainable(case, items)
-    embeddings = 0 if case.lora else (2 if spec.position_rows else 1)
-    optimizer = optimizer_memory(case, tensors, width, spec, embeddings)
+    optimizer = optimizer_memory(case, tensors, width, spec)
     gradients = held(tensors[::-1], width)
     accumulates = case.gradient_accumulation_steps > 1
     base = weights(case, items)
@@ -108,7 +106,7 @@ def _forward_and_backward(run: Run, spec: ModelSpec, ctx: Context, case: Case) -
     also_held = (
         Held() if held or keeps else Held(hidden.storage.requested, hidden.storage.allocated)
     )
-    run.change("temporaries", also_held.allocated_bytes, also_held.requested_bytes)
+    run.hold(also_held)
     returned = Held()
     for stretch in stretches(kinds.order):
         key, layer = kinds.order[stretch[0]], spec.layers[stretch[0]]
@@ -138,7 +136,7 @@ def _forward_and_backward(run: Run, spec: ModelSpec, ctx: Context, case: Case) -
     loss = head_loss(case, spec, ctx)
     loss_events, converted = loss.forward(head, normed)
     run.play(Pass.of(norm_events, "the final norm"))
-    run.change("temporaries", -also_held.allocated_bytes, -also_held.requested_bytes)
+    run.let_go(also_held)
     run.change("temporaries", -passing)
     run.exchange("temporaries", returned, Held())
     embedding.drop(*held)

@@ -5,10 +5,12 @@ Source: transformers/cache_utils.py, and the caches of deepseek_v4, minimax_m3_v
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
+from estimator.allocator import ROUND_LARGE_BYTES
 from estimator.errors import UnsupportedError
 
 _GROWING = ("keys", "values", "indexer_keys", "idx_keys")
@@ -54,6 +56,16 @@ def grow(carried: dict[str, Any], count: int) -> None:
         else:
             for layer in layers:
                 _grow_layer(layer, count)
+
+
+def stride(cached: Iterable[Any]) -> int:
+    """Return the tokens after which the largest of a cache's tensors needs a larger segment.
+
+    A segment is larger than its block by up to 2 MiB, which steps in between grow into; then all
+    layers need new ones, and no freed one is large enough for the next.
+    """
+    rows: list[int] = [t.nbytes // t.shape[-2] for t in cached if t.dim() > 1 and t.shape[-2]]
+    return max(1, ROUND_LARGE_BYTES // max([1, *rows]))
 
 
 def _grow_layer(layer: Any, count: int) -> None:

@@ -218,8 +218,13 @@ def _played_steps(case: Case, steps: int) -> list[int]:
 
 
 def _skip(generation: Generation, count: int) -> None:
-    """Grow the cache, the ids and the mask by `count` tokens, as that many steps would."""
-    cache_growth.grow(generation.carried, count)
+    """Grow the cache, the ids and the mask by `count` tokens, as that many steps would.
+
+    In strides after which the largest tensor has outgrown its segment, which takes new ones.
+    """
+    stride = cache_growth.stride(tensors.cache_tensors(generation.cache))
+    for grown in range(0, count, stride):
+        cache_growth.grow(generation.carried, min(stride, count - grown))
     batch, length = generation.input_ids.shape
     generation.input_ids = generation.input_ids.new_empty((batch, length + count))
     generation.mask = generation.mask.new_ones((batch, length + count))

@@ -59,8 +59,9 @@ def share_held(answered: tuple[Answered, ...], counter: str) -> float:
             continue
         report = estimate(item.run.case, calibration=shipped)
         measured = item.run.counters[counter]
-        if counter == "device" and report.peak.device_bytes is not None:
-            held.append(measured <= report.peak.device_bytes)
+        bound = report.peak.device_interval
+        if counter == "device" and bound is not None:
+            held.append(measured <= bound.high_bytes)
         elif counter == "allocated" and report.interval is not None:
             held.append(report.interval.low_bytes <= measured <= report.interval.high_bytes)
         else:

@@ -49,9 +49,23 @@ def test_interval_and_other_counters_are_shown() -> None:
     text = render_report(
         replace(base, peak=peak, interval=Interval(10**9, 3 * 10**9, 0.9, "12 cases"))
     )
-    assert "requested 1.00 GB" in text
-    assert "reserved 2.00 GB" in text
-    assert "90% interval: 1.00 GB (0.93 GiB) to 3.00 GB" in text
+    lines = text.splitlines()
+    assert "requested    1.00    0.93" in text
+    assert "reserved     2.00    1.86" in text
+    row = next(line.split() for line in lines if line.startswith("allocated "))
+    assert row[1] == f"{base.peak.allocated_bytes / 1e9:.2f}"
+    assert row[3:] == ["1.00", "to", "3.00", "0.93", "to", "2.79", "90%"]
+    assert "allocated: 12 cases" in lines
+    assert all(len(line) <= 80 for line in lines)
+
+
+def test_counters_may_have_an_interval_without_a_point() -> None:
+    base = report()
+    span = Interval(10**9, 3 * 10**9, 0.95, "a bound")
+    text = render_report(replace(base, peak=replace(base.peak, device_interval=span)))
+    row = next(line.split() for line in text.splitlines() if line.startswith("device "))
+    assert row == ["device", "1.00", "to", "3.00", "0.93", "to", "2.79", "95%"]
+    assert "device: a bound" in text
 
 
 def test_only_a_gpu_run_is_called_measured() -> None:

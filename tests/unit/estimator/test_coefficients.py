@@ -23,7 +23,8 @@ from estimator.coefficients import (
     run_kind,
     shipped_names,
 )
-from estimator.report import NO_INTERVAL, NOT_ESTIMATED, MemoryReport
+from estimator.headroom import CONTEXT_LOW_BYTES
+from estimator.report import NO_INTERVAL, MemoryReport
 from estimator.units import GIB, MIB
 
 ERRORS = Errors(0.01, 0.02, -0.03, 0.5)
@@ -60,6 +61,14 @@ def answer(found: Calibration, case: Case = CASE) -> MemoryReport:
     return calibrated(estimate(case), case, found)
 
 
+def bare(found: Calibration, case: Case = CASE) -> MemoryReport:
+    """An estimate that knows nothing beyond allocated bytes, calibrated."""
+    report = estimate(case)
+    nothing = dict.fromkeys(("reserved_bytes", "device_bytes", "reserved_interval"))
+    peak = replace(report.peak, **nothing, device_interval=None)
+    return calibrated(replace(report, peak=peak), case, found)
+
+
 def test_kinds_of_runs() -> None:
     def kind(**fields: Any) -> str:
         return run_kind(Case.from_dict({"model": "gpt2", **fields}))
@@ -84,7 +93,6 @@ def test_nothing_known_is_said_and_changes_nothing() -> None:
     assert found.interval is None
     assert NO_INTERVAL in REPORT.assumptions
     assert "no interval: calibration tried has none for training full" in found.assumptions
-    assert "reserved and device bytes are not estimated" in found.assumptions
 
 
 def test_an_interval_is_around_the_allocated_peak_and_says_its_basis() -> None:
@@ -97,7 +105,6 @@ def test_an_interval_is_around_the_allocated_peak_and_says_its_basis() -> None:
     assert "40 runs made up" in found.interval.basis
     assert "model families a, b, c" in found.interval.basis
     assert NO_INTERVAL not in found.assumptions
-    assert NOT_ESTIMATED in found.assumptions
 
 
 def test_an_interval_of_another_kind_is_not_taken() -> None:
@@ -105,17 +112,20 @@ def test_an_interval_of_another_kind_is_not_taken() -> None:
 
 
 def test_reserved_bytes_are_allocated_and_a_share_of_what_moves() -> None:
-    found = answer(
+    found = bare(
         calibration(
             (fit("fragmentation", fragmentation_training=0.25),), rule("reserved", 0.9, 1.2)
         )
     )
     moving = moving_bytes(REPORT.peak, REPORT.components)
     assert 0 < moving < REPORT.peak.allocated_bytes
-    assert found.peak.reserved_bytes == pytest.approx(
-        REPORT.peak.allocated_bytes + moving / 4, abs=1
-    )
-    assert "device bytes are not estimated" in found.assumptions
+    reserved, interval = found.peak.reserved_bytes, found.peak.reserved_interval
+    assert reserved == pytest.approx(REPORT.peak.allocated_bytes + moving / 4, abs=1)
+    assert interval is not None
+    assert interval.low_bytes == pytest.approx(0.9 * reserved, abs=1)
+    assert interval.high_bytes == pytest.approx(1.2 * reserved, abs=1)
+    assert "40 runs made up" in interval.basis
+    assert found.peak.device_bytes is None
 
 
 def test_reserved_bytes_of_the_formulas_are_corrected() -> None:
@@ -129,29 +139,39 @@ def test_reserved_bytes_of_the_formulas_are_corrected() -> None:
     assert kept.peak.reserved_bytes == REPORT.peak.allocated_bytes + 7
 
 
-def test_device_bytes_are_a_bound_above_everything_else() -> None:
-    values = {"cache_training": 0.5, "context_A100-80GB": float(500 * MIB), "context_any": 1.0}
-    found = answer(calibration((fit("device", **values),), rule("device", None, 1.25)))
+def test_device_bytes_are_a_point_and_a_bound_above_everything_else() -> None:
+    values = {"beyond_training": 0.5, "context_A100-80GB": float(500 * MIB), "context_any": 1.0}
+    known = calibration((fit("device", **values),), rule("device", None, 1.25))
+    found = answer(known)
     moving = moving_bytes(REPORT.peak, REPORT.components)
-    point = REPORT.peak.allocated_bytes + moving / 2 + 500 * MIB
-    assert found.peak.device_bytes == pytest.approx(1.25 * point, abs=4)
-    (line,) = [one for one in found.assumptions if one.startswith("device bytes")]
-    assert "95% of left-out runs stay below" in line
-    spelled = answer(
-        calibration((fit("device", **values),), rule("device", None, 1.25)),
-        replace(CASE, gpu="nvidia a100 80gb"),
-    )
+    reserved = REPORT.peak.reserved_bytes
+    assert reserved is not None
+    point = reserved + moving / 2 + 500 * MIB
+    assert found.peak.device_bytes == pytest.approx(point, abs=1)
+    interval = found.peak.device_interval
+    assert interval is not None
+    assert REPORT.peak.reserved_interval is not None
+    spread = REPORT.peak.reserved_interval.high_bytes - reserved
+    assert interval.high_bytes == pytest.approx(1.25 * (point + spread), abs=2)
+    assert interval.low_bytes == REPORT.peak.allocated_bytes + CONTEXT_LOW_BYTES
+    assert interval.level == 0.95
+    assert "40 runs made up" in interval.basis
+    spelled = answer(known, replace(CASE, gpu="nvidia a100 80gb"))
     assert spelled.peak.device_bytes == found.peak.device_bytes
-    elsewhere = answer(
-        calibration((fit("device", **values),), rule("device", None, 1.25)),
-        replace(CASE, gpu="H100"),
-    )
-    assert elsewhere.peak.device_bytes is not None
-    assert elsewhere.peak.device_bytes < found.peak.device_bytes
+    elsewhere = answer(known, replace(CASE, gpu="H100")).peak
+    assert elsewhere.device_bytes is not None
+    assert elsewhere.device_bytes < found.peak.device_bytes
+
+
+def test_the_driver_never_shows_less_than_reserved_and_the_smallest_context() -> None:
+    values = {"beyond_training": 0.0, "context_any": 1.0}
+    found = answer(calibration((fit("device", **values),), rule("device", None, 1.0))).peak
+    assert found.reserved_bytes is not None
+    assert found.device_bytes == found.reserved_bytes + CONTEXT_LOW_BYTES
 
 
 def test_a_refused_fit_or_interval_is_never_used() -> None:
-    values = {"cache_training": 0.5, "context_any": 1.0}
+    values = {"beyond_training": 0.5, "context_any": 1.0}
     refused = fit("device", accepted=False, **values)
     assert answer(calibration((refused,), rule("device", None, 1.25))).peak.device_bytes is None
     alone = calibration((fit("device", **values),), rule("device", None, None))

@@ -29,8 +29,8 @@ def test_an_answer_names_its_source_its_case_and_its_assumptions() -> None:
     assert answer.source == "architecture"
     assert answer.case == Case.from_dict({"model": "Llama-3.2-1B", "task": "training"}).to_dict()
     assert answer.parameters.total == answer.parameters.trainable == 1_235_814_400
-    assert answer.peak.reserved_bytes is None
-    assert answer.peak.device_bytes is None
+    assert answer.peak.reserved_bytes is not None
+    assert answer.peak.device_bytes is None, "without a calibration there is only an interval"
     assert any("cuBLAS workspaces" in line for line in answer.assumptions)
     assert any("8519680" in line for line in answer.assumptions)
 

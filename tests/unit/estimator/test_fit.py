@@ -60,8 +60,7 @@ def test_the_search_finds_what_trying_every_value_finds(seed: int) -> None:
 
 
 def fits(answer: Any, c: Case) -> bool:
-    peaks = answer(c)
-    return ROOM.holds(peaks.allocated_bytes, peaks.reserved_bytes)
+    return bool(answer(c).held_by(ROOM))
 
 
 @pytest.mark.parametrize("start", [1, 7, 300, 20_000])

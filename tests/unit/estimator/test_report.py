@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import pytest
 
 from estimator.article import estimate_article
 from estimator.case import Case
-from estimator.report import COMPONENTS, Components, Interval, MemoryReport
+from estimator.report import COMPONENTS, Beyond, Components, Interval, MemoryReport, Peak
 
 
 def report() -> MemoryReport:
@@ -76,3 +77,22 @@ def test_notebook_shows_both_units() -> None:
     assert "GB" in html
     assert "GiB" in html
     assert "weights" in html
+
+
+def test_what_lies_beyond_allocated_is_worked_out_when_asked_for() -> None:
+    asked = []
+
+    def work_out() -> Beyond:
+        asked.append(1)
+        return Beyond(5, None, Interval(4, 6, 0.9, "tried"), None)
+
+    peak = Peak.deferred(
+        work_out, phase="load", requested_bytes=1, allocated_bytes=2, instant=None, reason=None
+    )
+    assert (peak.phase, peak.allocated_bytes, asked) == ("load", 2, [])
+    assert peak.reserved_bytes == 5
+    assert peak == Peak("load", 1, 2, 5, reserved_interval=Interval(4, 6, 0.9, "tried"))
+    assert pickle.loads(pickle.dumps(peak)) == peak
+    assert asked == [1]
+    with pytest.raises(AttributeError):
+        _ = peak.nothing  # type: ignore[attr-defined]
