@@ -73,7 +73,11 @@ class Answer:
         told = self.report.to_dict()
         kept = {name: told[name] for name in ("parameters", "peak", "phases", "components")}
         kept["components"] = {name: size for name, size in kept["components"].items() if size}
-        kept["peak"] = {name: value for name, value in kept["peak"].items() if value is not None}
+        kept["peak"] = {
+            name: value
+            for name, value in kept["peak"].items()
+            if value is not None and name != "reason"
+        }
         return {**row, "trace": kept}
 
     @property

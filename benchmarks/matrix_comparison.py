@@ -40,13 +40,15 @@ class Comparison:
         """Relative error of the peak that is handed out."""
         return relative_error(self.formulas.peak.allocated_bytes, self.trace.peak.allocated_bytes)
 
-    def component_error(self, name: str) -> float | None:
-        """Relative error of a component at the peak; None where neither side has any of it."""
-        ours = int(getattr(self.formulas.components, f"{name}_bytes"))
-        theirs = int(getattr(self.trace.components, f"{name}_bytes"))
-        if theirs == 0:
-            return None if ours == 0 else 1.0
-        return relative_error(ours, theirs)
+    def end_error(self, phase: str) -> float | None:
+        """Relative error of what is allocated when a phase has ended; None without the phase."""
+        ends = [
+            one.end_allocated_bytes
+            for report in (self.formulas, self.trace)
+            for one in report.phases
+            if one.name == phase
+        ]
+        return relative_error(*ends) if len(ends) == 2 else None
 
     def differences(self) -> dict[str, int]:
         """Return formulas minus trace at the peak, by component, where they differ."""

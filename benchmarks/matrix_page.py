@@ -9,11 +9,11 @@ from pathlib import Path
 from benchmarks.matrix_comparison import Comparison, Result, summarize
 from benchmarks.matrix_tables import (
     COUNTERS,
-    PARTS,
+    ENDS,
     by_axis,
     by_family,
+    end_errors,
     errors_of,
-    part_errors,
     split,
 )
 from estimator.units import format_error, format_gib
@@ -76,9 +76,7 @@ def _totals(compared: Sequence[Comparison]) -> Iterator[str]:
     yield "| what | n | median | 95 % within | under | over |"
     yield "|---|---:|---:|---:|---:|---:|"
     rows = [(f"peak {name}", errors_of(compared, name)) for name in COUNTERS]
-    rows += [
-        (f"{name.replace('_', ' ')} at the peak", part_errors(compared, name)) for name in PARTS
-    ]
+    rows += [(name, end_errors(compared, phase)) for name, phase in ENDS.items()]
     for name, errors in rows:
         if not errors:
             continue

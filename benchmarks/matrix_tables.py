@@ -12,8 +12,11 @@ from estimator.config_source import load_config
 from estimator.units import format_error, format_gib
 
 COUNTERS = ("requested", "allocated")
-PARTS = ("weights", "optimizer_states")
-"""Components that are compared on their own."""
+ENDS = {
+    "weights, after loading": "load",
+    "weights and optimizer states, after a step": "optimizer_step",
+}
+"""What is allocated when a phase has ended, by what it is."""
 
 
 def split(results: Sequence[Result]) -> tuple[list[Comparison], list[Failure]]:
@@ -27,9 +30,9 @@ def errors_of(compared: Sequence[Comparison], counter: str) -> list[float]:
     return [getattr(item, f"{counter}_error") for item in compared]
 
 
-def part_errors(compared: Sequence[Comparison], name: str) -> list[float]:
-    """Return the relative errors of a component, of the cases whose peak has any of it."""
-    found = (item.component_error(name) for item in compared)
+def end_errors(compared: Sequence[Comparison], phase: str) -> list[float]:
+    """Return the relative errors of what is left after a phase, of the cases that have it."""
+    found = (item.end_error(phase) for item in compared)
     return [error for error in found if error is not None]
 
 
@@ -68,16 +71,17 @@ def axes(item: Comparison) -> Iterator[tuple[str, str]]:
         yield "cache", case.cache
     if case.stack is not None:
         yield "stack", case.stack
-    yield "parameters", _range(item.trace.parameters.total / 1e9, (1, 10, 100), "B")
-    yield "batch", _range(case.batch_size, (2, 5, 17), "")
-    yield "length", _range(case.sequence_length, (512, 2048, 16_385), "")
+    yield "parameters", _range(item.trace.parameters.total / 1e9, (0, 1, 10, 100), " B")
+    yield "batch", _range(case.batch_size, (1, 2, 5, 17))
+    yield "length", _range(case.sequence_length, (1, 512, 2048, 8192, 16_385))
 
 
-def _range(value: float, ends: tuple[int, ...], unit: str) -> str:
-    for end in ends:
-        if value < end:
-            return f"below {end}{unit and ' ' + unit}"
-    return f"from {ends[-1]}{unit and ' ' + unit}"
+def _range(value: float, ends: tuple[int, ...], unit: str = "") -> str:
+    """Return the half-open range that a value is in, numbered so that ranges sort."""
+    last = max(index for index, end in enumerate(ends) if value >= end)
+    if last + 1 == len(ends):
+        return f"{last + 1}: from {ends[last]}{unit}"
+    return f"{last + 1}: {ends[last]} to below {ends[last + 1]}{unit}"
 
 
 def by_family(compared: Sequence[Comparison]) -> dict[str, list[Comparison]]:
@@ -109,9 +113,9 @@ def text_lines(results: Sequence[Result], show: int, groups: bool) -> Iterator[s
         return
     for counter in COUNTERS:
         yield f"{counter}: {_totals(summarize(errors_of(compared, counter)))}"
-    for name in PARTS:
-        if errors := part_errors(compared, name):
-            yield f"{name} at the peak: {_totals(summarize(errors), digits=4)}"
+    for name, phase in ENDS.items():
+        if errors := end_errors(compared, phase):
+            yield f"{name}: {_totals(summarize(errors), digits=4)}"
     yield beyond(compared)
     elsewhere = sum(item.formulas.peak.phase != item.trace.peak.phase for item in compared)
     yield f"peak in another phase than the trace's: {elsewhere}"
