@@ -30,8 +30,8 @@ from profiler.record import Record
 
 
 def evidence(drift: float = 0.0) -> tuple[Answered, ...]:
-    """Made-up runs: allocated near the estimate, reserved 10 % of the moving bytes above, and a
-    device that shows 600 MB more; `drift` is an error that differs by family."""
+    """Made-up runs: allocated near the estimate, reserved 10 % of the moving bytes above its own,
+    and a device that shows 600 MB more; `drift` is an error that differs by family."""
     random = np.random.default_rng(4)
     runs = made_up_runs()
     families = sorted({item.run.family for item in runs})
@@ -41,11 +41,13 @@ def evidence(drift: float = 0.0) -> tuple[Answered, ...]:
         shift = 1 + drift * (families.index(item.run.family) - 2.5)
         allocated = item.architecture.peak.allocated_bytes
         moving = allocated - item.architecture.components.weights_bytes
+        reserved = item.architecture.peak.reserved_bytes
+        assert reserved is not None
         noise = 1 + 0.01 * random.normal(size=3)
         counters = {
             "allocated": round(allocated * shift * noise[0]),
-            "reserved": round((allocated + 0.1 * moving) * shift * noise[1]),
-            "device": round((allocated + 0.1 * moving + 6e8) * shift * noise[2]),
+            "reserved": round((reserved + 0.1 * moving) * shift * noise[1]),
+            "device": round((reserved + 0.1 * moving + 6e8) * shift * noise[2]),
         }
         found.append(replace(item, run=replace(item.run, counters=counters)))
     return tuple(found)
