@@ -1,7 +1,8 @@
 """Configurations of model types with formulas of which the catalogue has no model.
 
 Each is the default configuration of transformers 5.17, written down as far as it decides memory, so
-that the same seed draws the same cases whatever is installed. GPT-SW3 is its published 1.3B model
+that the same seed draws the same cases whatever is installed. PLBart has twice its layers, to be
+above 0.1 B parameters. GPT-SW3 is its published 1.3B model
 in round numbers; Ministral lacks `head_dim` by default, and cannot be built without.
 """
 
@@ -32,6 +33,14 @@ BASE_CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 8,
         "first_k_dense_replace": 1,
     },
+    "bart": {
+        "vocab_size": 50_265,
+        "d_model": 1024,
+        "decoder_layers": 12,
+        "decoder_ffn_dim": 4096,
+        "decoder_attention_heads": 16,
+        "max_position_embeddings": 1024,
+    },
     "bert": {**_BERT, "is_decoder": True},
     "bert-generation": {
         "vocab_size": 50_358,
@@ -41,6 +50,14 @@ BASE_CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "intermediate_size": 4096,
         "max_position_embeddings": 512,
         "is_decoder": True,
+    },
+    "blenderbot": {
+        "vocab_size": 8008,
+        "d_model": 2560,
+        "decoder_layers": 24,
+        "decoder_ffn_dim": 10_240,
+        "decoder_attention_heads": 32,
+        "max_position_embeddings": 128,
     },
     "camembert": {**_BERT, "is_decoder": True},
     "data2vec-text": {**_BERT, "is_decoder": True},
@@ -107,7 +124,24 @@ BASE_CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "num_attention_heads": 6,
         "num_key_value_heads": 6,
     },
+    "mbart": {
+        "vocab_size": 50_265,
+        "d_model": 1024,
+        "decoder_layers": 12,
+        "decoder_ffn_dim": 4096,
+        "decoder_attention_heads": 16,
+        "max_position_embeddings": 1024,
+    },
+    "plbart": {
+        "vocab_size": 50_005,
+        "d_model": 768,
+        "decoder_layers": 12,
+        "decoder_ffn_dim": 3072,
+        "decoder_attention_heads": 12,
+        "max_position_embeddings": 1024,
+    },
     "roberta": {**_BERT, "vocab_size": 50_265, "is_decoder": True},
+    "roberta-prelayernorm": {**_BERT, "vocab_size": 50_265, "is_decoder": True},
     "solar_open": {
         "vocab_size": 196_608,
         "hidden_size": 4096,
@@ -119,6 +153,15 @@ BASE_CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "n_shared_experts": 1,
         "n_routed_experts": 128,
         "num_experts_per_tok": 8,
+    },
+    "xlm-roberta-xl": {
+        "vocab_size": 250_880,
+        "hidden_size": 2560,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "intermediate_size": 10_240,
+        "max_position_embeddings": 514,
+        "is_decoder": True,
     },
     "xlm-roberta": {**_BERT, "vocab_size": 250_002, "is_decoder": True},
 }

@@ -26,7 +26,7 @@ MADE_UP = ("gemma", "gpt2", "llama", "mistral", "qwen2", "qwen3")
 _VOCABULARIES = (32_000, 32_001, 50_257, 100_277, 128_256, 151_936, 256_000)
 _HEAD_SIZES = (32, 64, 64, 80, 96, 100, 128, 128, 128, 192, 256)
 _ACTIVATIONS = ("silu", "silu", "gelu", "gelu_pytorch_tanh", "relu", "gelu_new")
-_LAYER_FIELDS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_LAYER_FIELDS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
 
 
 @dataclass(frozen=True, slots=True)
