@@ -1,157 +1,108 @@
-"""generate's loop: prefill, then one greedy token a step, with whatever the model carries along.
+"""An inference case: the model's own `generate`, greedily, to its last new token.
 
-Most models carry a `Cache` under `past_key_values`; Mamba's name it `cache_params`; a few older
-ones (rwkv, xlnet) make a state of their own, which comes back in their outputs and goes in again.
+transformers plays the loop, on CUDA tensors for a measurement and on meta tensors for a trace; an
+observer is told where prefill ends, and is handed the cache whenever a forward pass has filled it.
+There is no end-of-sequence token, so that a run has as many steps as its case says, and nothing is
+compiled.
 
-Source: GenerationMixin._sample, _prepare_cache_for_generation and
-_update_model_kwargs_for_generation (transformers 5.17).
+Source: GenerationMixin.generate and _sample (transformers 5.17).
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from estimator.architecture.context import static_length
 from estimator.case import Case
 from estimator.errors import UnsupportedError
-from profiler.loops import Observer, accepted_names, run_forward
-
-_PREPARE_INPUTS = ("cpmant", "openai-gpt", "xlm")
-"""Model types that do not take the newest token alone: only they know their inputs."""
-
-_PROMPT_MASK = ("mamba", "mamba2", "falcon_mamba")
-"""Model types whose `prepare_inputs_for_generation` hands the mask to the prefill only."""
+from profiler.loops import Observer, accepted_names, autocast_dtype, run_forward
 
 CACHE_NAMES = ("past_key_values", "cache_params", "state", "mems")
 """What models call that which they carry from step to step."""
 
-
-def generate(model: Any, batch: dict[str, Any], case: Case, observer: Observer) -> Any:
-    """Prefill the prompt, then decode greedily `max_new_tokens` tokens with the cache.
-
-    The last token's logits only, copied to fp32, argmax, one token appended to the ids: as
-    `generate` does. Returns the cache, so that its tensors can be counted.
-    """
-    import torch
-
-    assert case.max_new_tokens is not None
-    generation = Generation(model, case, batch["input_ids"], batch["attention_mask"])
-    observer.step(0)
-    with torch.no_grad():
-        for index in range(case.max_new_tokens):
-            observer.phase("prefill" if index == 0 else "decode")
-            generation.step()
-    return generation.cache
+_UPDATE = "_update_model_kwargs_for_generation"
+_UNFINISHED = "_has_unfinished_sequences"
 
 
-class Generation:
-    """One generate: the ids so far, their mask, and the cache.
+def generate(
+    model: Any,
+    batch: dict[str, Any],
+    case: Case,
+    observer: Observer,
+    on_cache: Callable[[Any], None],
+) -> Any:
+    """Let the model generate `max_new_tokens` tokens; return their ids, [batch, all tokens].
 
     Args:
-        input_ids: [batch, prompt tokens], int64.
-        mask: [batch, prompt tokens], int64 ones.
+        batch: what `profiler.loops.make_batch` returned; the caller keeps it, as a user would.
+        observer: hears `step(0)`, then the phases `prefill` and, with the second token, `decode`.
+        on_cache: is handed the cache after each forward pass.
 
     Raises:
-        UnsupportedError: for caches that this loop cannot fill.
-    """
-
-    def __init__(self, model: Any, case: Case, input_ids: Any, mask: Any) -> None:
-        self._model, self._case = model, case
-        self._base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self._prefilled = False
-        self._own_state = not self._base._supports_default_dynamic_cache()
-        self.input_ids, self.mask = input_ids, mask
-        self.carried: dict[str, Any] = {}
-        if self._own_state:
-            if case.cache != "dynamic":
-                raise UnsupportedError(
-                    f"{case.model_name} keeps a state of its own: cache {case.cache!r} does not "
-                    "apply to it; use dynamic"
-                )
-        else:
-            is_mamba = "mamba" in type(self._base).__name__.lower()
-            name = "cache_params" if is_mamba else "past_key_values"
-            self.carried[name] = make_cache(case, model)
-
-    @property
-    def cache(self) -> Any:
-        """What the model carries from step to step; None before a model made its own."""
-        return next(iter(self.carried.values()), None)
-
-    def step(self) -> None:
-        """Run one iteration: the whole prompt at first, the newest token later."""
-        import torch
-
-        own = self._own_state or self._base.config.model_type in _PREPARE_INPUTS
-        inputs = self._own_inputs() if own else self._inputs()
-        with self._decoding():
-            outputs = run_forward(self._model, self._case, self.input_ids.device, inputs)
-        del inputs
-        if self._own_state:
-            self.carried = self._base._update_model_kwargs_for_generation(outputs, {})
-        logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
-        del outputs
-        token = torch.argmax(logits, dim=-1)
-        self.input_ids = torch.cat([self.input_ids, token[:, None]], dim=-1)
-        self.mask = torch.cat([self.mask, self.mask.new_ones((self.mask.shape[0], 1))], dim=-1)
-        self._prefilled = True
-
-    def _inputs(self) -> dict[str, Any]:
-        import torch
-
-        length = self.input_ids.shape[1]
-        start = length - 1 if self._prefilled else 0
-        accepted = accepted_names(self._model)
-        extra: dict[str, Any] = {}
-        if "position_ids" in accepted:
-            positions = torch.arange(start, length, device=self.input_ids.device)
-            extra["position_ids"] = positions.unsqueeze(0)
-        if "logits_to_keep" in accepted:
-            extra["logits_to_keep"] = 1
-        unmasked = self._base.config.model_type in _PROMPT_MASK
-        newest = self.input_ids[:, start:].clone(memory_format=torch.contiguous_format)
-        return {
-            "input_ids": newest,
-            "attention_mask": None if self._prefilled and unmasked else self.mask,
-            **self.carried,
-            "use_cache": True,
-            **extra,
-        }
-
-    def _own_inputs(self) -> dict[str, Any]:
-        """Ask the model itself, which alone knows how its state goes in again."""
-        inputs: dict[str, Any] = self._base.prepare_inputs_for_generation(
-            self.input_ids,
-            next_sequence_length=1 if self._prefilled else None,
-            is_first_iteration=not self._prefilled,
-            attention_mask=self.mask,
-            use_cache=True,
-            **self.carried,
-        )
-        return {**inputs, "return_dict": True}
-
-    def _decoding(self) -> contextlib.AbstractContextManager[None]:
-        """From the second token on, generate runs experts as one batched product."""
-        switch = getattr(self._base, "_optimize_model_for_decode", None)
-        if switch is None or not self._prefilled:
-            return contextlib.nullcontext()
-        context: contextlib.AbstractContextManager[None] = switch()
-        return context
-
-
-def make_cache(case: Case, model: Any) -> Any:
-    """Return the empty key/value cache of a case.
-
-    Raises:
-        UnsupportedError: for caches that this loop cannot fill.
+        UnsupportedError: for caches that generate cannot fill.
     """
     import transformers
 
+    arguments = _cache_arguments(case, model)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    # Whatever a checkpoint asks for: sampling, penalties, an end-of-sequence token.
+    base.generation_config = model.generation_config = transformers.GenerationConfig()
+    if not accepted_names(model) & {None, "attention_mask"}:
+        batch = {"input_ids": batch["input_ids"]}
+    observer.step(0)
+    observer.phase("prefill")
+    with _listening(base, observer, on_cache), _autocast(base, case):
+        return model.generate(
+            **batch,
+            max_new_tokens=case.max_new_tokens,
+            do_sample=False,
+            disable_compile=True,
+            **arguments,
+        )
+
+
+@contextlib.contextmanager
+def replaced(model: Any, **methods: Callable[..., Any]) -> Iterator[None]:
+    """Give a model other methods than its class has, while active."""
+    before = {name: vars(model)[name] for name in methods if name in vars(model)}
+    for name, method in methods.items():
+        setattr(model, name, method)
+    try:
+        yield
+    finally:
+        for name in methods:
+            if name in before:
+                setattr(model, name, before[name])
+            else:
+                delattr(model, name)
+
+
+def carried_by(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return what a model carries from step to step, by its name among a forward's arguments."""
+    return {name: arguments[name] for name in CACHE_NAMES if arguments.get(name) is not None}
+
+
+def _cache_arguments(case: Case, model: Any) -> dict[str, Any]:
+    """Return how generate is asked for a case's cache.
+
+    Raises:
+        UnsupportedError: it makes no such cache.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if case.cache == "paged":
+        raise UnsupportedError(
+            f"cache {case.cache!r} cannot be traced or measured yet; use dynamic, static or "
+            "quantized (gpumem estimate has a formula for it)"
+        )
     if case.cache == "dynamic":
-        return transformers.DynamicCache(config=model.config)
-    if case.cache == "static":
-        return transformers.StaticCache(config=model.config, max_cache_len=static_length(case))
+        return {}
+    if not base._supports_default_dynamic_cache():
+        raise UnsupportedError(
+            f"{case.model_name} keeps a state of its own: cache {case.cache!r} does not apply to "
+            "it; use dynamic"
+        )
     if case.cache == "quantized":
         try:
             import optimum.quanto  # noqa: F401
@@ -160,8 +111,42 @@ def make_cache(case: Case, model: Any) -> Any:
                 "a quantized cache needs optimum-quanto: pip install optimum-quanto; "
                 "gpumem estimate answers without it"
             ) from None
-        return transformers.QuantizedCache("quanto", model.config)
-    raise UnsupportedError(
-        f"cache {case.cache!r} cannot be traced or measured yet; use dynamic, static or quantized "
-        "(gpumem estimate has a formula for it)"
-    )
+    return {"cache_implementation": case.cache}
+
+
+def _listening(base: Any, observer: Observer, on_cache: Callable[[Any], None]) -> Any:
+    """Tell where generate's phases begin and what is in its cache, without changing either."""
+    update, unfinished = getattr(base, _UPDATE), getattr(base, _UNFINISHED)
+    asked = 0
+
+    @functools.wraps(update)
+    def updated(outputs: Any, *args: Any, **kwargs: Any) -> Any:
+        result = update(outputs, *args, **kwargs)
+        for cache in carried_by(result).values():
+            on_cache(cache)
+        return result
+
+    def is_unfinished(*args: Any, **kwargs: Any) -> bool:
+        # Asked before each token: the first one's forward pass, the prefill, was before that.
+        nonlocal asked
+        asked += 1
+        goes_on: bool = unfinished(*args, **kwargs)
+        if goes_on and asked == 2:
+            observer.phase("decode")
+        return goes_on
+
+    methods: dict[str, Callable[..., Any]] = {_UPDATE: updated, _UNFINISHED: is_unfinished}
+    return replaced(base, **methods)
+
+
+def _autocast(base: Any, case: Case) -> Any:
+    """Run the forward under autocast, where the case says so, as accelerate prepares a model."""
+    if autocast_dtype(case) is None:
+        return contextlib.nullcontext()
+    forward = base.forward
+
+    @functools.wraps(forward)
+    def prepared(**inputs: Any) -> Any:
+        return run_forward(forward, case, base.device, inputs)
+
+    return replaced(base, forward=prepared)

@@ -144,10 +144,7 @@ class _Run:
                     self._model, self._optimizer, batch, case, self.meter, steps=self.steps
                 )
         else:
-            # The loop makes the cache and gives it back at the end only; the phases end before.
-            hook = self._model.register_forward_pre_hook(self._see_cache, with_kwargs=True)
-            generation.generate(self._model, batch, case, self.meter)
-            hook.remove()
+            generation.generate(self._model, batch, case, self.meter, self._hold_cache)
         last = self.meter.finish()
         self._retries, self._ooms = last.retries, last.ooms
         self.device_reading = self.counters.read_device()
@@ -216,10 +213,8 @@ class _Run:
     def _hold_optimizer(self, optimizer: Any) -> None:
         self._optimizer = optimizer
 
-    def _see_cache(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        from profiler.generation import CACHE_NAMES
-
-        self._cache = next((kwargs[name] for name in CACHE_NAMES if name in kwargs), None)
+    def _hold_cache(self, cache: Any) -> None:
+        self._cache = cache
 
     def _weigh(self, phase: str) -> None:
         """Add up the real tensors at the end of a phase."""

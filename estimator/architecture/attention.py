@@ -98,7 +98,7 @@ def _views(
 
 def _scaled_by_position(tape: Tape, query: Tensor, ctx: Context) -> Tensor:
     """Ministral 3's `query * scale`, one number a position, made by each layer."""
-    factor = tape.new(ctx.queries, ctx.width)
+    factor = tape.new(ctx.positions, ctx.width)
     out = tape.op(query.count, query.width, (query,), (factor,))
     tape.drop(query, factor)
     return out

@@ -79,6 +79,15 @@ class Context:
         return self.batch * self.queries
 
     @property
+    def positions(self) -> int:
+        """Rows of whatever is made by position: generate counts them for each sequence, where a
+        training step counts them once.
+
+        Source: GenerationMixin._prepare_position_ids_for_generation.
+        """
+        return self.tokens if self.cached and not self.stack.tuple_cache else self.queries
+
+    @property
     def decoding(self) -> bool:
         """Whether this is a step after the prefill: generate then runs experts differently."""
         return self.cached and self.held_keys > 0

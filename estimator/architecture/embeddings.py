@@ -39,7 +39,7 @@ def embeddings(tape: Tape, spec: ModelSpec, ctx: Context) -> tuple[Tensor, tuple
     if spec.position_rows:
         rows = parameter(spec.position_rows * spec.hidden_size, ctx.width, ctx.full)
         own = spec.positions_counted and ctx.training
-        positions = _positions(tape, rows, ctx.tokens if own else ctx.queries, spec, ctx)
+        positions = _positions(tape, rows, ctx.tokens if own else ctx.positions, spec, ctx)
         part = PASS if own else positions.size
         summed = tape.op(count, ctx.width, (out, positions), grads=(PASS, part))
         if spec.embedding_norm is not None:
@@ -89,7 +89,7 @@ def _normed_sum(tape: Tape, out: Tensor, spec: ModelSpec, ctx: Context) -> Tenso
         tape.drop(before)
     rows = parameter(spec.position_rows * spec.hidden_size, ctx.width, ctx.full)
     own = spec.positions_counted and ctx.training
-    positions = _positions(tape, rows, ctx.tokens if own else ctx.queries, spec, ctx)
+    positions = _positions(tape, rows, ctx.tokens if own else ctx.positions, spec, ctx)
     part = PASS if own else positions.size
     before, total = total, tape.op(out.count, out.width, (total, positions), grads=(PASS, part))
     tape.drop(before)
@@ -110,7 +110,7 @@ def _with_fixed_positions(
     tape: Tape, out: Tensor, spec: ModelSpec, ctx: Context
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Rows of a computed table are added (XGLM); CTRL names them, and adds token types of 0."""
-    rows = tape.new(ctx.queries * spec.hidden_size, ctx.width)
+    rows = tape.new(ctx.positions * spec.hidden_size, ctx.width)
     summed = tape.op(out.count, out.width, (out,), grads=(PASS,))
     held: tuple[Tensor, ...] = (out,)
     if spec.fixed_positions_cast:

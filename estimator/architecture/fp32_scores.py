@@ -35,9 +35,11 @@ def gptj_attention(
     """`GPTJAttention.forward`: separate projections, tables gathered in the keys' dtype."""
     query, key, value = _projected(tape, x, spec, ctx)
     assert spec.rotary_dim is not None
-    features = ctx.queries * spec.rotary_dim
+    features = ctx.positions * spec.rotary_dim
     assert spec.positions is not None
-    positions = tape.new(spec.positions * spec.rotary_dim, 4)
+    # The whole table, once for each row of positions.
+    copies = ctx.positions // ctx.queries
+    positions = tape.new(copies * spec.positions * spec.rotary_dim, 4)
     indices = tape.new(features, 8)
     found = tape.new(features, 4)
     tables = cast(tape, found, key.width)
@@ -57,7 +59,7 @@ def codegen_attention(
     count = fused.count // 3
     parts = tape.split(fused, (count, count, count), fused.size)
     query, key, value = (tape.op(count, fused.width, (part,), grads=(PASS,)) for part in parts)
-    tables = tape.new(ctx.queries * spec.rotary_dim, 4)
+    tables = tape.new(ctx.positions * spec.rotary_dim, 4)
     query, key, held = _rotated(tape, query, key, spec, ctx, tables)
     return _finished(tape, query, key, value, spec, ctx, (*held, fused, *parts), x.width)
 
@@ -120,7 +122,7 @@ def _rotated(
         parts += [tape.view(x, share, x.size), tape.view(x, x.count - share, x.size)]
     turned = []
     for first in parts[::2]:
-        repeated = tuple(tape.new(ctx.queries * spec.rotary_dim, tables.width) for _ in range(2))
+        repeated = tuple(tape.new(ctx.positions * spec.rotary_dim, tables.width) for _ in range(2))
         turned.append(rotate(tape, first, repeated))
         tape.drop(first, *repeated)
     joined = []

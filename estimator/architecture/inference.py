@@ -55,16 +55,24 @@ def play_inference(case: Case, spec: ModelSpec, items: Inventory, run: Run) -> R
     B, S = case.batch_size, case.sequence_length
     run.begin("load")
     run.change("weights", base.allocated_bytes, base.requested_bytes)
-    # The ids and the mask.
+    # The ids and the mask, which generate's caller keeps.
     run.change("temporaries", 2 * 8 * B * S)
+    loaded = run.total
     run.change("workspace", workspace_bytes(case.gpu))
-    run.phases["load"] = [base.allocated_bytes, base.allocated_bytes]
+    run.phases["load"] = [loaded, loaded]
     run.begin("prefill")
     if items.table_cast:
         _cast_table(run, case, items)
     ctx = inference_context(case, S, S)
+    kept = _kept_bytes(spec, ctx, S, 0)
+    run.change("temporaries", kept)
     widths = _forward(run, spec, ctx)
+    scores = Storage(spec.vocab_size * B * 4, "logits")
+    if not ctx.stack.tuple_cache:
+        # The newest token's stay until the next one's are there.
+        run.change("logits", scores.allocated, scores.requested)
     steps = case.max_new_tokens - 1
+    kept = _keep(run, kept, _kept_bytes(spec, ctx, S, 1))
     if steps:
         run.begin("decode")
     after = _cache(spec, case, S, widths)
@@ -88,10 +96,8 @@ def play_inference(case: Case, spec: ModelSpec, items: Inventory, run: Run) -> R
     for index in sorted(shown) if steps else ():
         before = _cache(spec, case, S + index, widths)
         run.resize_cache(after, before, growth(S + done, S + index))
-        grown = 2 * 8 * B * (index + 1)
-        run.change("temporaries", grown)
+        kept = _keep(run, kept, _kept_bytes(spec, ctx, S, index + 1))
         _forward(run, spec, inference_context(case, 1, S + index + 1, S + index))
-        run.change("temporaries", -grown)
         if ctx.stack.tuple_cache:
             run.change("kv_cache", -before.allocated_bytes, -before.requested_bytes)
         if ctx.stack.full_logits and index == 0:
@@ -99,7 +105,30 @@ def play_inference(case: Case, spec: ModelSpec, items: Inventory, run: Run) -> R
             run.change("logits", -held.allocated, -held.requested)
         done = index + 1
         after = _cache(spec, case, S + done, widths)
+    if not ctx.stack.tuple_cache:
+        run.change("logits", -scores.allocated, -scores.requested)
+    # What generate returns.
+    _keep(run, kept, 8 * B * (S + case.max_new_tokens))
     return run
+
+
+def _kept_bytes(spec: ModelSpec, ctx: Context, prompt: int, tokens: int) -> int:
+    """Return the bytes of what generate keeps beside the cache after so many new tokens, int64.
+
+    Which sequences are unfinished, and the prompt's positions; with the first new token come ids, a
+    mask and positions of all tokens, and the newest tokens.
+    """
+    B, length = ctx.batch, prompt + tokens
+    if ctx.stack.tuple_cache:
+        return 2 * 8 * B * tokens
+    positions = int(spec.position_ids)
+    first = 8 * B * (positions * prompt + 1)
+    return first + (8 * B * ((2 + positions) * length + 1) if tokens else 0)
+
+
+def _keep(run: Run, before: int, after: int) -> int:
+    run.change("temporaries", after - before)
+    return after
 
 
 def _cast_table(run: Run, case: Case, items: Inventory) -> None:
@@ -115,8 +144,8 @@ def _cast_table(run: Run, case: Case, items: Inventory) -> None:
 
 def _forward(run: Run, spec: ModelSpec, ctx: Context) -> dict[int, tuple[int, int]]:
     """Play a step; return the widths of what each kind of layer caches."""
-    # generate's copy of the new ids, which the model's caller holds, and their positions.
-    ids, positions = 8 * ctx.tokens, 8 * ctx.queries
+    # generate's copy of the new ids, and of their positions where those are not of all tokens.
+    ids, positions = 8 * ctx.tokens, _position_copy(spec, ctx)
     run.change("temporaries", ids + positions)
     tape = Tape(recording=False)
     hidden, held = embeddings(tape, spec, ctx)
@@ -182,6 +211,12 @@ def _accelerated(run: Run, tape: Tape, scores: Tensor) -> Tensor:
     tape.drop(scores)
     run.play(Pass.of(tape.take_events(), "the last token's logits in fp32"))
     return wide
+
+
+def _position_copy(spec: ModelSpec, ctx: Context) -> int:
+    if ctx.stack.tuple_cache:
+        return 8 * ctx.queries
+    return 8 * ctx.tokens if ctx.decoding and spec.position_ids else 0
 
 
 def _all_logits(run: Run, tape: Tape, normed: Tensor, spec: ModelSpec, ctx: Context) -> None:

@@ -53,7 +53,7 @@ def _rotated(tape: Tape, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
 
 def _scaled(tape: Tape, query: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
     """`query * factor`, an fp32 number a position: the product is fp32, too, and cast back."""
-    factors = tape.new(ctx.queries, 4)
+    factors = tape.new(ctx.positions, 4)
     product = tape.op(query.count, 4, (query,), (factors,), temporaries=(4 * query.count,))
     out = cast(tape, product, query.width)
     tape.drop(product, query)

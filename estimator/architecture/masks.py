@@ -17,7 +17,10 @@ def attention_masks(spec: ModelSpec, ctx: Context) -> Masks:
     reached (transformers/masking_utils.py, `eager_mask` and `sdpa_mask`), or always by Falcon,
     whose distances make it one a head.
     """
-    windows = spec.masks or {layer.attention.window for layer in distinct_layers(spec)}
+    # For a static cache generate makes the masks, of the windows that layers have.
+    made_before = ctx.cache == "static"
+    used = {layer.attention.window for layer in distinct_layers(spec)}
+    windows = used if made_before else spec.masks or used
     keys = {window: layer_keys(window, ctx) for window in windows}
     rows = ctx.batch * ctx.queries
     if spec.mask_style == "none":
@@ -31,6 +34,8 @@ def attention_masks(spec: ModelSpec, ctx: Context) -> Masks:
         width = 1 if spec.mask_style == "boolean" else ctx.width
         return {window: rows * count * width for window, count in keys.items()}
     if spec.mask_style == "always":
+        # generate's is one for all sequences.
+        rows = ctx.queries if made_before else rows
         return {window: rows * count for window, count in keys.items()}
     # With a static cache a step masks what is not filled yet.
     step = bool(ctx.slots and ctx.held_keys)

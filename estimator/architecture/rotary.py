@@ -37,12 +37,12 @@ def table_bytes(spec: ModelSpec, ctx: Context, features: int) -> int:
     """Return the bytes of one kind of cos and sin, [1, Q, rotated features] each."""
     style = spec.layers[0].attention.rotary_style
     if style == "complex":
-        return 4 * ctx.queries * features
+        return 4 * ctx.positions * features
     width = 4 if style in _FP32_TABLES else ctx.outer_width
     if style == "chunked":
-        return ctx.queries * features * width
+        return ctx.positions * features * width
     own = spec.positions_expanded or spec.tables_by_sequence or ctx.sp_size > 1
-    rows = ctx.tokens if own and ctx.training else ctx.queries
+    rows = ctx.tokens if own and ctx.training else ctx.positions
     return 2 * rows * features * width
 
 
@@ -105,7 +105,7 @@ def _parts(tape: Tape, x: Tensor, spec: Attention) -> tuple[Tensor, Tensor]:
 def _repeated_tables(tape: Tape, spec: Attention, ctx: Context) -> tuple[Tensor, ...]:
     if spec.rotary_style not in _REPEATED:
         return ()
-    count = ctx.queries * (spec.rotary_dim or spec.head_dim)
+    count = ctx.positions * (spec.rotary_dim or spec.head_dim)
     width = 4 if spec.rotary_style in _FP32_TABLES else ctx.width
     return tape.new(count, width), tape.new(count, width)
 

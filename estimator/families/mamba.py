@@ -144,6 +144,7 @@ def _model(
         head=Linear("lm_head", hidden, vocab),
         tied=reader.flag("tie_word_embeddings", tied),
         rope_tables=0,
+        position_ids=False,
         buffers=buffers,
         mask_style="none",
         caches=("dynamic", "static"),

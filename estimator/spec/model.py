@@ -117,6 +117,8 @@ class ModelSpec:
     buffers: tuple[int, ...] = ()
     masks: tuple[int | None, ...] = ()
     positions_counted: bool = False
+    position_ids: bool = True
+    """Whether the model takes positions from its caller: generate then makes them."""
     position_offset: bool = False
     embedding_held: bool = True
     embedding_multiplied: bool = False

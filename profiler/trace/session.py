@@ -9,19 +9,17 @@ from typing import Any
 
 import torch
 
-from estimator.architecture.quantized_cache import RESIDUAL
 from estimator.case import Case, sequence_parallel_lines
 from estimator.errors import UnsupportedError
 from estimator.gpus import workspace_bytes
 from estimator.losses import LOSS_LINES
 from estimator.report import MemoryReport, Parameters, Peak
-from profiler import build, loops, tensors, ulysses
+from profiler import build, generation, loops, tensors, ulysses
 from profiler.attention_functions import attention_of
-from profiler.generation import Generation
-from profiler.trace import cache_growth
 from profiler.trace.autocast import replaced_functions
 from profiler.trace.bitsandbytes_paths import copied_weights
 from profiler.trace.cuda_paths import as_on_cuda
+from profiler.trace.decoding import shortened
 from profiler.trace.modules import Modules
 from profiler.trace.recorder import Recorder
 from profiler.trace.refusals import refused
@@ -183,55 +181,16 @@ class _TrainingWatcher:
 
 
 def _generate(case: Case, model: Any, batch: dict[str, Any], recorder: Recorder) -> Any:
-    assert case.max_new_tokens is not None
-    ids, mask = batch.pop("input_ids"), batch.pop("attention_mask")
-    recorder.step(0)
-    with recorder, torch.no_grad():
-        generation = Generation(model, case, ids, mask)
-        del ids, mask
-        recorder.phase("prefill")
-        generation.step()
-        _name_cache(generation, recorder)
-        steps = case.max_new_tokens - 1
-        if steps:
-            recorder.phase("decode")
-        done = 0
-        for index in _played_steps(case, steps):
-            if index > done:
-                _skip(generation, index - done)
-                _name_cache(generation, recorder)
-            generation.step()
-            _name_cache(generation, recorder)
-            done = index + 1
-    return generation
+    held: dict[str, Any] = {}
 
+    def on_cache(cache: Any) -> None:
+        recorder.register(tensors.cache_tensors(cache), "kv_cache")
+        held["cache"] = cache
 
-def _played_steps(case: Case, steps: int) -> list[int]:
-    """Return which decode steps are really played; the last is the largest.
-
-    A quantized cache also has one that quantizes its whole past anew, the last of which counts.
-    """
-    played = {0, steps - 2, steps - 1}
-    if case.cache == "quantized":
-        played.add(steps // RESIDUAL * RESIDUAL - 1)
-    return sorted(index for index in played if 0 <= index < steps)
-
-
-def _skip(generation: Generation, count: int) -> None:
-    """Grow the cache, the ids and the mask by `count` tokens, as that many steps would.
-
-    In strides after which the largest tensor has outgrown its segment, which takes new ones.
-    """
-    stride = cache_growth.stride(tensors.cache_tensors(generation.cache))
-    for grown in range(0, count, stride):
-        cache_growth.grow(generation.carried, min(stride, count - grown))
-    batch, length = generation.input_ids.shape
-    generation.input_ids = generation.input_ids.new_empty((batch, length + count))
-    generation.mask = generation.mask.new_ones((batch, length + count))
-
-
-def _name_cache(generation: Generation, recorder: Recorder) -> None:
-    recorder.register(tensors.cache_tensors(generation.cache), "kv_cache")
+    base = model.get_base_model() if case.lora is not None else model
+    with shortened(base, case), recorder:
+        held["ids"] = generation.generate(model, batch, case, recorder, on_cache)
+    return held
 
 
 def _left_out(without: Collection[str]) -> tuple[str, ...]:

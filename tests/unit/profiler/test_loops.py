@@ -1,4 +1,4 @@
-"""The loops on small real models: Trainer's step and generate's tokens, phase by phase."""
+"""The training loop on small real models: Trainer's step, phase by phase."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from estimator.case import Case
-from estimator.errors import UnsupportedError
-from profiler import build, generation, loops
+from profiler import build, loops
 
 CONFIG = {
     "model_type": "llama",
@@ -118,51 +117,3 @@ def test_the_number_of_labels_is_passed_as_trainer_passes_it() -> None:
     batch = loops.make_batch(this, 61, "cpu")
     loops.training_steps(model, build.build_optimizer(this, model), batch, this, Diary(), steps=1)
     assert [int(items) for items in seen] == [2 * 2 * 7] * 2
-
-
-def test_phases_of_generate() -> None:
-    diary = Diary()
-    this = case(max_new_tokens=3)
-    batch = loops.make_batch(this, 61, "cpu")
-    cache = generation.generate(model_of(this), batch, this, diary)
-    assert diary.heard == ["step 0", "prefill", "decode", "decode"]
-    # The last token's keys are never needed.
-    assert cache.get_seq_length() == 7 + 3 - 1
-
-
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("cache", ["dynamic", "static"])
-def test_the_tokens_are_those_of_transformers_generate(attention: str, cache: str) -> None:
-    this = case(max_new_tokens=5, attention=attention, cache=cache)
-    model = model_of(this)
-    batch = loops.make_batch(this, 61, "cpu")
-    with torch.no_grad():
-        ours = generation.Generation(model, this, batch["input_ids"], batch["attention_mask"])
-        for _ in range(5):
-            ours.step()
-    model.config.use_cache = True
-    theirs = model.generate(
-        batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        max_new_tokens=5,
-        min_new_tokens=5,
-        do_sample=False,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    assert torch.equal(ours.input_ids, theirs)
-
-
-def test_only_the_last_tokens_logits_are_made() -> None:
-    this = case(max_new_tokens=2)
-    model = model_of(this)
-    shapes: list[Any] = []
-    model.register_forward_hook(lambda *args: shapes.append(tuple(args[2].logits.shape)))
-    generation.generate(model, loops.make_batch(this, 61, "cpu"), this, Diary())
-    assert shapes == [(2, 1, 61), (2, 1, 61)]
-
-
-def test_a_cache_that_cannot_be_filled_is_refused() -> None:
-    this = case(cache="paged")
-    with pytest.raises(UnsupportedError, match=r"cache 'paged'.*use dynamic, static or quantized"):
-        generation.make_cache(this, None)
