@@ -10,7 +10,7 @@ import pytest
 from estimator.case import Case
 from estimator.errors import GpumemError, UnsupportedError
 from estimator.report import MemoryReport
-from profiler.trace import session, trace_case
+from profiler.trace import decoding, trace_case
 from profiler.trace.answers import ROUTING_LINE
 
 SIZES: dict[str, Any] = {
@@ -101,7 +101,9 @@ def test_skipped_decode_steps_change_nothing(
 ) -> None:
     case = case_of(model_type, "inference")
     skipped = trace_case(case)
-    monkeypatch.setattr(session, "_played_steps", lambda _, steps: list(range(steps)))
+    tokens = case.max_new_tokens
+    assert tokens is not None
+    monkeypatch.setattr(decoding, "played_steps", lambda _: list(range(tokens - 1)))
     played = trace_case(case)
     assert skipped.phases[-1].name == "decode"
     assert skipped.phases == played.phases

@@ -12,7 +12,7 @@ import pytest
 
 from estimator import estimate
 from estimator.case import Case
-from profiler.trace import session, trace_case
+from profiler.trace import decoding, trace_case
 
 LLAMA = {
     "model_type": "llama",
@@ -107,7 +107,9 @@ def test_steps_of_a_quantized_cache_are_skipped_without_a_difference(
         {"model": LLAMA, "cache": "quantized", "sequence_length": 32, "max_new_tokens": 140}
     )
     skipped = trace_case(case)
-    monkeypatch.setattr(session, "_played_steps", lambda _, steps: list(range(steps)))
+    tokens = case.max_new_tokens
+    assert tokens is not None
+    monkeypatch.setattr(decoding, "played_steps", lambda _: list(range(tokens - 1)))
     assert skipped.phases == trace_case(case).phases
 
 
