@@ -48,8 +48,10 @@ def grow(carried: dict[str, Any], count: int) -> None:
     for name, cache in carried.items():
         layers = getattr(cache, "layers", None)
         if isinstance(cache, tuple) and all(isinstance(item, torch.Tensor) for item in cache):
-            # XLNet's memories, [tokens, batch, hidden]: XLNetModel.cache_mem.
-            carried[name] = tuple(_resized(item, 0, item.shape[0] + count) for item in cache)
+            # XLNet's memories, [tokens, batch, hidden]: XLNetModel.cache_mem. generate names the
+            # tensors, too: they get other storages.
+            for item in cache:
+                item.data = _resized(item, 0, item.shape[0] + count)
         elif layers is None:
             if name not in _CONSTANT_STATES:
                 raise _unknown(cache)

@@ -67,9 +67,7 @@ def shortened(model: Any, case: Case) -> Any:
 
 def _lengthen(input_ids: Any, arguments: dict[str, Any], count: int) -> None:
     """Add `count` tokens to all that generate carries from step to step, in place."""
-    carried = carried_by(arguments)
-    grow(carried, count)
-    arguments.update(carried)
+    grow(carried_by(arguments), count)
     for tensor in (input_ids, *(arguments.get(name) for name in _BY_TOKEN)):
         if tensor is not None:
             # generate itself keeps the tensor, not the arguments: it gets another storage.
