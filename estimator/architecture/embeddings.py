@@ -39,7 +39,8 @@ def embeddings(tape: Tape, spec: ModelSpec, ctx: Context) -> tuple[Tensor, tuple
     if spec.position_rows:
         rows = parameter(spec.position_rows * spec.hidden_size, ctx.width, ctx.full)
         own = spec.positions_counted and ctx.training
-        positions = _positions(tape, rows, ctx.tokens if own else ctx.positions, spec, ctx)
+        counted = ctx.positions if spec.position_ids else ctx.queries
+        positions = _positions(tape, rows, ctx.tokens if own else counted, spec, ctx)
         part = PASS if own else positions.size
         summed = tape.op(count, ctx.width, (out, positions), grads=(PASS, part))
         if spec.embedding_norm is not None:

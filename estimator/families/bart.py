@@ -84,6 +84,7 @@ def parse(reader: ConfigReader) -> ModelSpec:
         head=Linear("lm_head", hidden, vocab),
         tied=reader.flag("tie_word_embeddings", True),
         position_rows=positions + family.offset,
+        position_ids=False,
         position_offset=bool(family.offset),
         embedding_scaled=True,
         embedding_norm=norm if family.embedding_norm else None,
