@@ -12,8 +12,9 @@ from typing import Any
 
 from estimator.architecture.quantized_cache import RESIDUAL
 from estimator.case import Case
+from profiler import tensors
 from profiler.generation import carried_by, replaced
-from profiler.trace.cache_growth import grow
+from profiler.trace.cache_growth import grow, stride
 
 _BY_TOKEN = ("attention_mask", "position_ids", "token_type_ids")
 """What generate carries along beside the ids that has an entry a token, in its last dimension."""
@@ -66,8 +67,14 @@ def shortened(model: Any, case: Case) -> Any:
 
 
 def _lengthen(input_ids: Any, arguments: dict[str, Any], count: int) -> None:
-    """Add `count` tokens to all that generate carries from step to step, in place."""
-    grow(carried_by(arguments), count)
+    """Add `count` tokens to all that generate carries from step to step, in place.
+
+    The cache in strides after which its largest tensor has outgrown its segment and takes new ones.
+    """
+    carried = carried_by(arguments)
+    apart = stride(tensors.cache_tensors(list(carried.values())))
+    for grown in range(0, count, apart):
+        grow(carried, min(apart, count - grown))
     for tensor in (input_ids, *(arguments.get(name) for name in _BY_TOKEN)):
         if tensor is not None:
             # generate itself keeps the tensor, not the arguments: it gets another storage.
