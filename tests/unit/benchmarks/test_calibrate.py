@@ -157,9 +157,9 @@ def test_traces_and_held_out_cases_are_no_evidence(tmp_path: Path, make: SimpleN
 
 
 def test_runs_without_an_estimate_are_counted_with_the_reason() -> None:
-    case = Case.from_dict({"model": "gpt2", "mixed_precision": "bf16"})
-    answers = answer_runs([Run(("one",), case, "gpt2", {"allocated": 1}, "made up")])
+    case = Case.from_dict({"model": "tiiuae/Falcon-H1-0.5B-Base"})
+    answers = answer_runs([Run(("one",), case, "falcon_h1", {"allocated": 1}, "made up")])
     assert [count for _, count in answers.unanswered] == [1]
-    assert "mixed_precision 'bf16'" in answers.unanswered[0][0]
+    assert "model type 'falcon_h1'" in answers.unanswered[0][0]
     assert answers.runs[0].architecture is None
     assert answers.runs[0].article is not None
