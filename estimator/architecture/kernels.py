@@ -361,6 +361,7 @@ def _eager(
         probabilities = softmax(tape, scores, spec, ctx, query.width)
     tape.drop(scores)
     weights = dropout(tape, probabilities, spec.dropout, ctx)
+    tape.probabilities_width = weights.width
     tape.drop(probabilities)
     w_read, v_read = product_input(tape, weights, ctx), product_input(tape, values, ctx)
     v_mat = laid_out(tape, v_read, v_count) if copy_values else tape.alias(v_read)

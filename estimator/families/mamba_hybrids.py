@@ -28,7 +28,11 @@ _KINDS = ("linear_attention", "full_attention")
 
 
 def parse_bamba(reader: ConfigReader) -> ModelSpec:
-    """BambaForCausalLM: attention in the layers of `attn_layer_indices`, dense MLPs."""
+    """BambaForCausalLM: attention in the layers of `attn_layer_indices`, dense MLPs.
+
+    The model's loop names the probabilities that eager attention returns until the next layer
+    has returned.
+    """
     sizes = _sizes(reader, vocab=128000, kv_heads=8)
     if reader.config.get("z_loss_coefficient"):
         raise reader.unsupported("z_loss_coefficient")
@@ -44,7 +48,8 @@ def parse_bamba(reader: ConfigReader) -> ModelSpec:
         [index in attends for index in range(sizes.count)],
         lambda chosen: Layer(norm, full if chosen else mixed, norm, mlp),
     )
-    return _hybrid(model(reader, sizes, layers, norm, tied=False))
+    spec = _hybrid(model(reader, sizes, layers, norm, tied=False))
+    return replace(spec, returns_probabilities=True)
 
 
 def parse_granitemoehybrid(reader: ConfigReader) -> ModelSpec:

@@ -152,3 +152,13 @@ def test_autocast_is_the_traces(family: str, mixed_precision: str) -> None:
         requested = trace_case(case).peak.requested_bytes
         assert requested is not None
         assert estimate(case).peak.requested_bytes == pytest.approx(requested, rel=0.001)
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_bambas_loop_names_probabilities_until_the_next_layer_returns(cache: str) -> None:
+    # So long a prompt that the layer after the attention is where the peak is.
+    model = {"model_type": "bamba", **HYBRID, "attn_layer_indices": [1]}
+    fields = {"attention": "eager", "cache": cache, "sequence_length": 700, "max_new_tokens": 3}
+    case = Case.from_dict({"model": model, "batch_size": 2, **fields})
+    asked, traced = (report.peak.requested_bytes for report in (estimate(case), trace_case(case)))
+    assert asked == pytest.approx(traced, rel=1e-4)
