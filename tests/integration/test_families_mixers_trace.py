@@ -156,8 +156,8 @@ def test_autocast_is_the_traces(family: str, mixed_precision: str) -> None:
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_bambas_loop_names_probabilities_until_the_next_layer_returns(cache: str) -> None:
-    # So long a prompt that the layer after the attention is where the peak is.
-    model = {"model_type": "bamba", **HYBRID, "attn_layer_indices": [1]}
+    # Chunks so large that the layer after the attention is where the peak is.
+    model = {"model_type": "bamba", **HYBRID, "attn_layer_indices": [1], "mamba_chunk_size": 256}
     fields = {"attention": "eager", "cache": cache, "sequence_length": 700, "max_new_tokens": 3}
     case = Case.from_dict({"model": model, "batch_size": 2, **fields})
     asked, traced = (report.peak.requested_bytes for report in (estimate(case), trace_case(case)))
