@@ -12,7 +12,7 @@ from estimator import estimate
 from estimator.case import Case
 from estimator.errors import ModelError
 
-MAMBA = {"model_type": "mamba", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 100}
+RWKV = {"model_type": "rwkv", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 100}
 
 
 def case(**fields: Any) -> Case:
@@ -21,11 +21,11 @@ def case(**fields: Any) -> Case:
 
 def test_needs_are_those_of_the_largest_and_the_sum_of_times() -> None:
     small, large = case(), case(batch_size=16)
-    needs = needs_of([small, large, case(model=MAMBA)])
+    needs = needs_of([small, large, case(model=RWKV)])
     assert (needs.count, needs.unknown) == (3, 1)
     assert needs.largest_bytes == estimate(large).peak.allocated_bytes
     assert needs.cuda_seconds > 2 * GPU_START_S
-    alone = needs_of([case(model=MAMBA)])
+    alone = needs_of([case(model=RWKV)])
     assert (alone.largest_bytes, alone.unknown) == (None, 1)
 
 
