@@ -59,13 +59,18 @@ def _lines(results: Sequence[Result], seed: int, count: int) -> Iterator[str]:
         yield from _worst(compared)
     yield "## Not answered"
     yield ""
-    reasons = Counter((failure.side, failure.message) for failure in failures)
+    reasons = Counter((failure.side, _reason(failure.message)) for failure in failures)
     for (side, message), number in reasons.most_common():
         yield f"* {number} by the {side}: {message}"
     if len(results) < count:
         yield f"* {count - len(results)} not traced yet"
     if not failures and len(results) == count:
         yield "Nothing."
+
+
+def _reason(message: str) -> str:
+    """Return why, without the model's name: many models are refused for one reason."""
+    return message.partition(" cannot be traced: ")[2] or message
 
 
 def _one(groups: dict[str, list[Comparison]]) -> dict[tuple[str, ...], list[Comparison]]:

@@ -30,7 +30,7 @@ def compared(results: list[Result]) -> list[Comparison]:
 
 def test_most_cases_are_answered_by_both(results: list[Result], compared: list[Comparison]) -> None:
     assert len(results) >= 1_000
-    assert len(compared) >= 0.95 * len(results)
+    assert len(compared) >= 0.9 * len(results)
 
 
 def test_every_type_is_among_them(compared: list[Comparison]) -> None:
