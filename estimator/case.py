@@ -208,7 +208,7 @@ class Case:
             adapters = "dora" if self.lora is not None and self.lora.use_dora else self.method
             parts.append("q" + adapters if self.quantization in ("nf4", "fp4") else adapters)
         else:
-            parts.append("infer")
+            parts += ["infer", *(["lora"] if self.method == "lora" else [])]
         parts.append(self.quantization or dtype)
         if self.mixed_precision:
             parts.append("amp-" + self.mixed_precision)
@@ -216,6 +216,10 @@ class Case:
             parts.append(self.optimizer)
             if self.gradient_checkpointing:
                 parts.append("ckpt" if self.checkpoints_layers else "ckpt-selective")
+            if self.loss != "standard":
+                parts.append(f"{self.loss}-loss")
+        elif self.cache != "dynamic":
+            parts.append(f"{self.cache}-cache")
         if self.attention != "sdpa":
             parts.append(self.attention)
         if self.parallelism is not None:

@@ -109,7 +109,6 @@ ADVANCED_FIELDS = (
         "choice",
         NONE,
         _named(MIXED_PRECISIONS),
-        shown=_TRAINING,
     ),
     Field("lora_r", "LoRA r", "count", 16, shown=_LORA),
     Field("lora_alpha", "LoRA alpha", "count", 16, shown=_LORA),
