@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import queue
 import sys
 import threading
@@ -88,6 +89,7 @@ def default_configuration(model_type: str, layers: int | None = None) -> dict[st
         layers: how many layers, instead of the type's own number.
     """
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
 
     cut: dict[str, Any] = {}
     if layers is not None:
@@ -104,11 +106,17 @@ def default_configuration(model_type: str, layers: int | None = None) -> dict[st
         return {"model_type": model_type, **cut}
     try:
         default = transformers.AutoConfig.for_model(model_type, **cut)
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError):
         return {"model_type": model_type, **cut}
     values: dict[str, Any] = default.to_dict()
-    kept = {key: value for key, value in values.items() if value is not None}
+    # A case has no word for infinity (Mamba 2's `time_step_limit`); the type's own default has.
+    kept = {key: value for key, value in values.items() if value is not None and _finite(value)}
     return {**json.loads(json.dumps(kept, default=str)), "model_type": model_type}
+
+
+def _finite(value: Any) -> bool:
+    inner = value if isinstance(value, (list, tuple)) else (value,)
+    return not any(isinstance(item, float) and math.isinf(item) for item in inner)
 
 
 def trace_type(

@@ -61,11 +61,17 @@ def expected_block(size_bytes: int) -> int:
 
     A request of 10 MiB or more that finds no cached block takes a segment rounded up to 2 MiB, and
     a rest of up to 1 MiB is not split off: it counts as allocated, and is found again by the next
-    request of that size. Exact for the first of its size; later ones may be cut from larger blocks.
+    request of that size. Requests above 1 MiB share segments of 20 MiB, of which the last block
+    gets such a rest: each is given its share of it, as if all were of its size. Exact for the
+    first of its size, or the first segment of them; later ones may be cut from larger blocks.
     """
     block = -(-size_bytes // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES
-    if block < MIN_LARGE_BYTES:
+    if block <= SMALL_BYTES:
         return block
+    if block < MIN_LARGE_BYTES:
+        count = LARGE_SEGMENT_BYTES // block
+        left = LARGE_SEGMENT_BYTES - count * block
+        return block + left // count if left <= SMALL_BYTES else block
     rest = -block % ROUND_LARGE_BYTES
     return block + rest if rest <= SMALL_BYTES else block
 
