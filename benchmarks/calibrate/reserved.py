@@ -1,9 +1,9 @@
 """How far estimates of reserved bytes are off: `python -m benchmarks.calibrate.reserved RECORDS`.
 
 RECORDS are folders of traced suites (`gpumem run SUITE --source trace -o FOLDER`). Writes
-results/coefficients/reserved.json, its copy in the package, and the table of docs/counters.md. The
-intervals come from traces, which are simulations, and hold what they say of model families that
-were left out of them; published measurements are set beside them, and bound what the driver shows
+results/coefficients/counters/reserved.json, its copy in the package, and the table of
+docs/counters.md. The intervals come from traces, which are simulations, and hold what they say of
+model families that were left out of them; published measurements are set beside them, and bound what the driver shows
 above reserved bytes.
 """
 
@@ -29,7 +29,7 @@ from estimator.errors import GpumemError
 from estimator.units import GIB
 
 ROOT = Path(__file__).parents[2]
-STORED = ROOT / "results" / "coefficients" / "reserved.json"
+STORED = ROOT / "results" / "coefficients" / "counters" / "reserved.json"
 SHIPPED = ROOT / "estimator" / "data" / "reserved.json"
 PAGE = ROOT / "docs" / "counters.md"
 _MARKED = re.compile(r"(<!-- reserved:begin -->\n).*?(<!-- reserved:end -->)", re.DOTALL)

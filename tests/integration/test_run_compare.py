@@ -300,7 +300,13 @@ def test_a_failing_case_is_exit_code_three_and_can_be_tried_again(tmp_path: Path
 def test_interrupting_ends_the_workers(suite: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "app", "run", str(suite), "-o", str(tmp_path / "records")]
     runner = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_environment()
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=_environment(),
+        # A test run in a shell's background ignores it, and so would what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 30
     while not (workers := list(_children(runner.pid))):

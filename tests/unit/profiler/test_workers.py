@@ -355,6 +355,8 @@ def test_no_worker_outlives_its_runner(number: signal.Signals, tmp_path: Path) -
         [sys.executable, "-c", RUNNER.format(pid_file=str(pid_file))],
         env=worker_variables(),
         stderr=subprocess.DEVNULL,
+        # A test run in a shell's background ignores it, and so would what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 20
     while not (pid_file.exists() and pid_file.read_text()) and time.monotonic() < deadline:
