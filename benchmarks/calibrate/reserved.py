@@ -3,8 +3,8 @@
 RECORDS are folders of traced suites (`gpumem run SUITE --source trace -o FOLDER`). Writes
 results/coefficients/counters/reserved.json, its copy in the package, and the table of
 docs/counters.md. The intervals come from traces, which are simulations, and hold what they say of
-model families that were left out of them; published measurements are set beside them, and bound what the driver shows
-above reserved bytes.
+model families that were left out of them; published measurements are set beside them, and bound
+what the driver shows above reserved bytes.
 """
 
 from __future__ import annotations
