@@ -17,7 +17,6 @@ from benchmarks.store import Problem
 from estimator import estimate
 from estimator.case import Case
 from estimator.errors import GpumemError
-from estimator.gpus import workspace_bytes
 from estimator.report import MemoryReport
 from estimator.units import relative_error
 from profiler.environment import LIBRARIES, Environment
@@ -262,7 +261,7 @@ def compare_records(
 def _workspaces_differ(pairs: Iterable[tuple[SideCase, SideCase]]) -> Iterator[str]:
     """Say so where a traced record has another card's workspaces than the measured one."""
     count = sum(
-        workspace_bytes(ours.predicted_case.gpu) != workspace_bytes(theirs.predicted_case.gpu)
+        ours.workspace_bytes != theirs.workspace_bytes
         for ours, theirs in pairs
         if ours.record.source != theirs.record.source
     )

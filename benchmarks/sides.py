@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.store import Problem, read_records
 from estimator.case import Case
 from estimator.errors import CaseError
-from estimator.gpus import find_gpu
+from estimator.gpus import find_gpu, workspace_bytes
 from estimator.units import format_error, relative_error
 from profiler.environment import Environment
 from profiler.record import OWN_LOOP, TRAINER_LOOP, Loop, Record
@@ -52,6 +52,11 @@ class SideCase:
         those of its GPU.
         """
         return self.case if self.case.gpu is not None else replace(self.case, gpu=self.card)
+
+    @property
+    def workspace_bytes(self) -> int:
+        """The cuBLAS workspace a handle of the card that it was made on, or for."""
+        return workspace_bytes(self.predicted_case.gpu)
 
     @property
     def started_at(self) -> str:
@@ -107,7 +112,7 @@ class Side:
                 f"{self.name} was measured on {name}, which is not in the catalogue of cards: "
                 "predictions have Ampere's cuBLAS workspaces"
             )
-        settings = {env.cublas_workspace for env in self.environments.values()} - {None}
+        settings = {env.cublas_workspace for env in self.environments.values()}
         for setting in sorted(filter(None, settings)):
             yield (
                 f"{self.name} was measured with CUBLAS_WORKSPACE_CONFIG={setting}: predictions "

@@ -23,8 +23,6 @@ from benchmarks.error_summary import ErrorSummary, summarize
 from benchmarks.judged import Group, case_keys, group, judge_report
 from benchmarks.sides import Side, SideCase
 from estimator import estimate
-from estimator.gpus import workspace_bytes
-from estimator.report import MemoryReport
 
 WORDS = {"cuda": "measured", "published": "published", "trace": "traced"}
 """Sources of references and what people are told, the most trusted first."""
@@ -120,7 +118,10 @@ def gather(
         traced = {row.case_id: row.reference for row in found["trace"]}
         for row in own.rows:
             trace = traced.get(row.case_id)
-            if trace is not None and not _same_workspaces(entries[row.case_id, source], trace):
+            if trace is not None and (
+                entries[row.case_id, "trace"].workspace_bytes
+                != entries[row.case_id, source].workspace_bytes
+            ):
                 trace = None
             compared = row.compared if trace is None else {**row.compared, "trace": trace}
             found[source].append(replace(row, compared=compared))
@@ -138,11 +139,6 @@ def gather(
         if any(row.compared for row in rows)
     )
     return sets, tuple(dict.fromkeys(f"{gone.label}: {gone.reason}" for gone in left_out))
-
-
-def _same_workspaces(measured: SideCase, trace: MemoryReport) -> bool:
-    traced_for = trace.case["gpu"]
-    return workspace_bytes(measured.predicted_case.gpu) == workspace_bytes(traced_for)
 
 
 def _newest(sides: Iterable[Side]) -> dict[tuple[str, str], SideCase]:

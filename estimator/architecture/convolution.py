@@ -43,3 +43,27 @@ def convolution_step(tape: Tape, x: Tensor, channels: int, kernel: int, ctx: Con
 def keep_columns(tape: Tape, channels: int, kernel: int, ctx: Context, width: int) -> None:
     """Prefill keeps the last columns in the cache."""
     tape.new(ctx.batch * channels * kernel, width, component="kv_cache")
+
+
+def convolved(
+    tape: Tape, x: Tensor, channels: int, kernel: int, biased: bool, ctx: Context
+) -> Tensor:
+    """Convolve `x`, which is borrowed, with what the cache keeps: its last columns."""
+    if ctx.decoding:
+        return convolution_step(tape, x, channels, kernel, ctx)
+    if ctx.cached:
+        keep_columns(tape, channels, kernel, ctx, x.width)
+    return convolution(tape, x, channels, kernel, biased, ctx)
+
+
+def activated_convolution(
+    tape: Tape, x: Tensor, channels: int, kernel: int, biased: bool, ctx: Context
+) -> Tensor:
+    """Play a state-space layer's convolution and its activation; `x` is borrowed."""
+    out = convolved(tape, x, channels, kernel, biased, ctx)
+    if ctx.decoding:
+        active = tape.new(x.count, x.width)
+    else:
+        active = tape.op(out.count, out.width, (out,), (out,))
+    tape.drop(out)
+    return active

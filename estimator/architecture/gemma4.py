@@ -12,7 +12,7 @@ from estimator.architecture.context import Context
 from estimator.architecture.experts import experts, gather
 from estimator.architecture.feed_forward import mlp
 from estimator.architecture.kernels import attend
-from estimator.architecture.norms import norm
+from estimator.architecture.norms import norm, norm_in_place_of
 from estimator.architecture.parts import add, linear, operands, parameter, scale
 from estimator.architecture.rotary import rotate_alone
 from estimator.architecture.routers import divided_by_sum, softmax_fp32
@@ -30,7 +30,7 @@ def attention(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Ten
     key = linear(tape, x, spec.key, ctx)
     value = tape.alias(key) if spec.value is None else linear(tape, x, spec.value, ctx)
     key = _turned(tape, key, spec, ctx)
-    value = _replaced(tape, value, Norm("rms_pow_unweighted", spec.head_dim), ctx)
+    value = norm_in_place_of(tape, value, Norm("rms_pow_unweighted", spec.head_dim), ctx)
     if spec.shares_states and ctx.checkpointing:
         # Else autograd, or the cache, has them for as long.
         tape.share((key, value), beside=range(first, last))
@@ -47,15 +47,9 @@ def attention(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Ten
 
 def _turned(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> Tensor:
     """Normalize each head and rotate it; `x` is consumed."""
-    normed = _replaced(tape, x, spec.qk_norm, ctx)
+    normed = norm_in_place_of(tape, x, spec.qk_norm, ctx)
     out = rotate_alone(tape, normed, spec, ctx)
     tape.drop(normed)
-    return out
-
-
-def _replaced(tape: Tape, x: Tensor, spec: Norm | None, ctx: Context) -> Tensor:
-    out = norm(tape, x, spec, ctx)
-    tape.drop(x)
     return out
 
 
@@ -64,7 +58,7 @@ def gemma4_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
     normed = norm(tape, x, spec.input_norm, ctx)
     attended, probabilities = attention(tape, normed, spec.attention, ctx)
     tape.drop(normed)
-    attended = _replaced(tape, attended, spec.attention_out_norm, ctx)
+    attended = norm_in_place_of(tape, attended, spec.attention_out_norm, ctx)
     residual = add(tape, x, attended)
     tape.drop(attended)
     normed = norm(tape, residual, spec.post_norm, ctx)
@@ -78,7 +72,7 @@ def gemma4_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
         assert spec.mlp is not None
         fed = mlp(tape, normed, spec.mlp, ctx)
         tape.drop(normed)
-    fed = _replaced(tape, fed, spec.mlp_out_norm, ctx)
+    fed = norm_in_place_of(tape, fed, spec.mlp_out_norm, ctx)
     summed = add(tape, residual, fed)
     tape.drop(fed)
     # `hidden_states *= self.layer_scalar`, a buffer that backward needs.
@@ -110,7 +104,7 @@ def _with_experts(
     given = norm(tape, rows, before, ctx)
     second = experts(tape, given, scores, spec, ctx)
     tape.drop(given)
-    second = _replaced(tape, second, behind, ctx)
+    second = norm_in_place_of(tape, second, behind, ctx)
     out = add(tape, first, second)
     tape.drop(fed)
     return out, (first, second, rows, scores, *held)

@@ -20,7 +20,7 @@ from estimator.architecture import (
 from estimator.architecture.attentions import self_attention
 from estimator.architecture.context import Context
 from estimator.architecture.moe import feed_forward
-from estimator.architecture.norms import norm
+from estimator.architecture.norms import norm, norm_in_place_of
 from estimator.architecture.parts import (
     activation,
     add,
@@ -35,7 +35,7 @@ from estimator.architecture.parts import (
     scale,
 )
 from estimator.architecture.tape import Tape, Tensor
-from estimator.spec import Layer, ModelSpec, Norm
+from estimator.spec import Layer, ModelSpec
 
 LAYERS: dict[str, Callable[[Tape, Tensor, Layer, Context], Tensor]] = {
     "inlined": inlined.inlined_layer,
@@ -76,7 +76,7 @@ def decoder_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
     fed = feed_forward(tape, normed, spec.mlp, ctx)
     fed = _residual_dropout(tape, fed, spec, ctx)
     tape.drop(normed)
-    fed = _out_normed(tape, fed, spec.mlp_out_norm, ctx)
+    fed = norm_in_place_of(tape, fed, spec.mlp_out_norm, ctx)
     fed = _residual_scaled(tape, fed, spec)
     out = add(tape, h, fed)
     # The caller of the attention still holds the probabilities that it was handed.
@@ -108,14 +108,8 @@ def _attended(tape: Tape, attended: Tensor, spec: Layer, ctx: Context) -> Tensor
     """Return what is added to the residual for the attention's output."""
     if spec.attended_dropout:
         attended = _residual_dropout(tape, attended, spec, ctx)
-    attended = _out_normed(tape, attended, spec.attention_out_norm, ctx)
+    attended = norm_in_place_of(tape, attended, spec.attention_out_norm, ctx)
     return _residual_scaled(tape, attended, spec)
-
-
-def _out_normed(tape: Tape, x: Tensor, spec: Norm | None, ctx: Context) -> Tensor:
-    out = norm(tape, x, spec, ctx)
-    tape.drop(x)
-    return out
 
 
 def _residual_scaled(tape: Tape, x: Tensor, spec: Layer) -> Tensor:

@@ -59,6 +59,13 @@ def _weight_width(x: Tensor, ctx: Context) -> int:
     return x.width if ctx.amp is None else ctx.width
 
 
+def norm_in_place_of(tape: Tape, x: Tensor, spec: Norm | None, ctx: Context) -> Tensor:
+    """Return `x` normalized; `x` itself is consumed, as by `x = self.norm(x)`."""
+    out = norm(tape, x, spec, ctx)
+    tape.drop(x)
+    return out
+
+
 def norm_by_head(tape: Tape, x: Tensor, spec: Norm, heads: int, ctx: Context) -> Tensor:
     """A norm module a head: views of the heads, one small norm each, joined again.
 

@@ -10,7 +10,7 @@ Source: transformers/models/mamba/modeling_mamba.py (`MambaMixer.forward`, `mamb
 from __future__ import annotations
 
 from estimator.architecture.context import Context
-from estimator.architecture.convolution import convolution, convolution_step, keep_columns
+from estimator.architecture.convolution import activated_convolution
 from estimator.architecture.norms import norm
 from estimator.architecture.parts import (
     add,
@@ -41,7 +41,7 @@ def attention(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Ten
     rates = _rates(tape, scan, ctx)
     half = both.count // 2
     value, gate = tape.split(both, (half, half), both.size)
-    active = _convolved(tape, value, scan, ctx)
+    active = activated_convolution(tape, value, scan.channels, scan.kernel, scan.conv_bias, ctx)
     tape.drop(value)
     mixed = _masked(tape, active, scan, ctx)
     tape.drop(active)
@@ -92,21 +92,6 @@ def _rates(tape: Tape, scan: SelectiveScan, ctx: Context) -> Tensor:
     out = scale(tape, grown)
     tape.drop(grown)
     return out
-
-
-def _convolved(tape: Tape, x: Tensor, scan: SelectiveScan, ctx: Context) -> Tensor:
-    """The convolution and its activation."""
-    if ctx.decoding:
-        out = convolution_step(tape, x, scan.channels, scan.kernel, ctx)
-        active = tape.new(x.count, x.width)
-        tape.drop(out)
-        return active
-    if ctx.cached:
-        keep_columns(tape, scan.channels, scan.kernel, ctx, x.width)
-    cut = convolution(tape, x, scan.channels, scan.kernel, scan.conv_bias, ctx)
-    active = tape.op(cut.count, cut.width, (cut,), (cut,))
-    tape.drop(cut)
-    return active
 
 
 def _parts(tape: Tape, x: Tensor, scan: SelectiveScan, ctx: Context) -> tuple[Tensor, ...]:

@@ -6,7 +6,7 @@ Source: transformers/models/lfm2/modeling_lfm2.py, `Lfm2ShortConv.forward`.
 from __future__ import annotations
 
 from estimator.architecture.context import Context
-from estimator.architecture.convolution import convolution, convolution_step, keep_columns
+from estimator.architecture.convolution import convolved
 from estimator.architecture.parts import linear, multiply
 from estimator.architecture.tape import Tape, Tensor
 from estimator.spec import Attention, ShortConv
@@ -19,17 +19,9 @@ def attention(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Ten
     both = linear(tape, x, short.projection, ctx)
     before, after, value = tape.split(both, (both.count // 3,) * 3, both.size)
     mixed = multiply(tape, before, value)
-    before_it, mixed = mixed, _convolved(tape, mixed, short, ctx)
+    before_it, mixed = mixed, convolved(tape, mixed, short.channels, short.kernel, short.bias, ctx)
     tape.drop(before_it)
     gated = multiply(tape, after, mixed)
     result = linear(tape, gated, spec.output, ctx)
     tape.drop(gated, mixed, before, after, value, both)
     return result, None
-
-
-def _convolved(tape: Tape, x: Tensor, short: ShortConv, ctx: Context) -> Tensor:
-    if ctx.decoding:
-        return convolution_step(tape, x, short.channels, short.kernel, ctx)
-    if ctx.cached:
-        keep_columns(tape, short.channels, short.kernel, ctx, x.width)
-    return convolution(tape, x, short.channels, short.kernel, short.bias, ctx)

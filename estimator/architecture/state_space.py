@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from estimator.architecture.chunk_scan import chunked
 from estimator.architecture.context import Context
-from estimator.architecture.convolution import convolution, convolution_step, keep_columns
+from estimator.architecture.convolution import activated_convolution
 from estimator.architecture.gated_norms import gated_norm
 from estimator.architecture.parts import cast, linear, parameter, scale
 from estimator.architecture.tape import Tape, Tensor
@@ -25,7 +25,7 @@ def attention(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Ten
     rates = _rates(tape, space, ctx)
     counts = (T * space.channels, T * space.convolved, T * space.heads)
     gate, value, time = tape.split(both, counts, both.size)
-    active = _convolved(tape, value, space, ctx)
+    active = activated_convolution(tape, value, space.convolved, space.kernel, space.conv_bias, ctx)
     tape.drop(value)
     mixed = _masked(tape, active, space, ctx)
     tape.drop(active)
@@ -58,21 +58,6 @@ def _rates(tape: Tape, space: StateSpaceDual, ctx: Context) -> Tensor:
     out = scale(tape, grown)
     tape.drop(wide, grown)
     return out
-
-
-def _convolved(tape: Tape, x: Tensor, space: StateSpaceDual, ctx: Context) -> Tensor:
-    """The convolution and its activation."""
-    if ctx.decoding:
-        out = convolution_step(tape, x, space.convolved, space.kernel, ctx)
-        active = tape.new(x.count, x.width)
-        tape.drop(out)
-        return active
-    if ctx.cached:
-        keep_columns(tape, space.convolved, space.kernel, ctx, x.width)
-    cut = convolution(tape, x, space.convolved, space.kernel, space.conv_bias, ctx)
-    active = tape.op(cut.count, cut.width, (cut,), (cut,))
-    tape.drop(cut)
-    return active
 
 
 def _step(tape: Tape, states: tuple[Tensor, ...], space: StateSpaceDual, ctx: Context) -> Tensor:
