@@ -215,3 +215,14 @@ def test_factors_of_experts_adapters_are_cast_as_long_as_the_experts_run(
         traced = trace_case(case)
     assert traced.peak.requested_bytes is not None
     assert estimated.peak.requested_bytes == pytest.approx(traced.peak.requested_bytes, rel=0.002)
+
+
+def test_whole_chunks_of_the_delta_rule_need_more_than_padded_ones_in_fp32() -> None:
+    # Nothing lays the states out head by head then, and each product copies its operand.
+    fields = {"task": "training", "batch_size": 4, "dtype": "float32"}
+    fields = {"model": FAMILIES["qwen3_5_text"], "optimizer": "sgd", **fields}
+    whole, padded = (Case.from_dict({**fields, "sequence_length": n}) for n in (576, 577))
+    for source in (estimate, trace_case):
+        more, less = source(whole).peak.requested_bytes, source(padded).peak.requested_bytes
+        assert more is not None and less is not None
+        assert more > less

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from benchmarks.case_generator import QUICK, draw_cases
 from estimator import Case, MemoryReport, estimate
+from estimator.architecture.delta_rule import CHUNK
 from estimator.config_source import load_config
 from estimator.errors import UnsupportedError
 from estimator.families import parse_spec
@@ -86,6 +87,8 @@ def test_longer_sequences_need_no_less(case: Case, more: int) -> None:
     # From a window's length on, another kernel runs.
     windows = ("sliding_window", "use_sliding_window", "layer_types", "attention_window_size")
     assume(isinstance(case.model, dict) and not any(case.model.get(name) for name in windows))
+    # In fp32 whole chunks of a delta rule need more than padded ones (the trace agrees).
+    assume("linear_num_key_heads" not in case.model or case.sequence_length % CHUNK != 0)
     longer = replace(case, sequence_length=case.sequence_length + more)
     assert requested(estimate(longer)) >= requested(estimate(case))
 
