@@ -224,5 +224,6 @@ def test_whole_chunks_of_the_delta_rule_need_more_than_padded_ones_in_fp32() -> 
     whole, padded = (Case.from_dict({**fields, "sequence_length": n}) for n in (576, 577))
     for source in (estimate, trace_case):
         more, less = source(whole).peak.requested_bytes, source(padded).peak.requested_bytes
-        assert more is not None and less is not None
+        assert more is not None
+        assert less is not None
         assert more > less
