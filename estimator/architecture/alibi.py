@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from estimator.architecture.attention import grow_cache
 from estimator.architecture.context import Context
-from estimator.architecture.kernels import add_mask, laid_out, operand, softmax
+from estimator.architecture.eager_attention import add_mask, laid_out, operand, softmax
 from estimator.architecture.moe import feed_forward
 from estimator.architecture.norms import norm
 from estimator.architecture.parts import add, cast, dropout, linear, operands, scale

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from estimator.architecture import layer as blocks
 from estimator.architecture import older
+from estimator.architecture.autograd import run_backward
 from estimator.architecture.context import AMP_WIDTH, Context
 from estimator.architecture.events import Event, Storage
 from estimator.architecture.fused_losses import FusedLoss, fused_loss
@@ -108,7 +109,7 @@ class _Standard:
     def backward(self, tape: Tape, x: Tensor) -> Storage | None:
         assert self._value is not None
         table = tied_table(tape, self.spec)
-        pending = tape.backward(self._value, Storage(0, "logits")).get(id(table))
+        pending = run_backward(tape, self._value, Storage(0, "logits")).get(id(table))
         if pending is not None and not self.table_viewed and not tape.accumulate:
             # The embeddings' part is summed into it, and it stays.
             pending.component = "gradients"
@@ -144,7 +145,7 @@ class _Fused:
             pending = of_weight
         elif of_weight is not None:
             tape.keep_gradient(of_weight)
-        tape.backward(x, given)
+        run_backward(tape, x, given)
         return pending
 
 

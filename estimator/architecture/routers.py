@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from estimator.architecture.context import Context
+from estimator.architecture.eager_attention import fp32_softmax
 from estimator.architecture.expert_adapters import router_weight
-from estimator.architecture.kernels import fp32_softmax
 from estimator.architecture.parts import (
     cast,
     half_weight,

@@ -1,10 +1,8 @@
 """A tape of allocations and frees: what a block's forward and backward pass do to memory.
 
 The formulas of a block are written as the operations that transformers' code runs, with the bytes
-each makes and saves; the tape derives from them what is alive when: reference counts in forward,
-autograd's order in backward (newest node first), sums of gradients where a tensor is used twice.
-
-Source: torch/csrc/autograd/engine.cpp and input_buffer.cpp.
+each makes and saves; the tape derives from them what is alive when, by reference counts, and notes
+the nodes that backward will run (autograd.py).
 """
 
 from __future__ import annotations
@@ -73,7 +71,7 @@ A plain tuple, because a layer makes hundreds."""
 class Tape:
     """Records events while a block's operations are played.
 
-    After `backward`, `first_unpack` is the event before which no saved tensor was needed:
+    After backward, `first_unpack` is the event before which no saved tensor was needed:
     checkpointing's second pass begins there.
 
     Args:
@@ -102,7 +100,8 @@ class Tape:
     """Bytes of an element of the keys and of the values that came into a cache."""
     probabilities_width: int | None = None
     """Bytes of an element of the attention's probabilities that a layer returns."""
-    _stopped: bool = False
+    stopped: bool = False
+    """Whether checkpointing's second pass has ended: what is made from then on takes no room."""
     _pinned: list[Storage] = field(default_factory=list)
     _cached: list[Tensor] = field(default_factory=list)
 
@@ -110,7 +109,7 @@ class Tape:
         self, count: int, width: int, grad: bool = False, component: str | None = None
     ) -> Tensor:
         """Allocate a tensor."""
-        return Tensor(count, width, grad, self._allocate(count * width, component))
+        return Tensor(count, width, grad, self.allocate(count * width, component))
 
     def new_many(self, count: int, width: int, copies: int) -> Tensor:
         """Allocate equal tensors that live and die together, as one; each is a block of its own."""
@@ -180,15 +179,15 @@ class Tape:
                 stopping = self.stop_after == self.saving_nodes
                 if stopping and not (saves_out or aux):
                     self._stop(saves)
-        extra = [self._allocate(size) for size in scratch] if scratch else ()
+        extra = [self.allocate(size) for size in scratch] if scratch else ()
         if into is None:
-            storage: Storage | None = self._allocate(count * width, component)
+            storage: Storage | None = self.allocate(count * width, component)
         else:
             storage = self.alias(into).storage
         out = Tensor(count, width, needs, storage)
-        extra_outputs = [self._allocate(size) for size in aux] if aux else ()
+        extra_outputs = [self.allocate(size) for size in aux] if aux else ()
         for scratch_storage in extra:
-            self._release(scratch_storage)
+            self.release(scratch_storage)
         if needs:
             if not self.discard:
                 kept: list[Storage] = []
@@ -206,7 +205,7 @@ class Tape:
             if pins and self.stop_after is None:
                 self.pin(*pins)
         for extra_storage in extra_outputs:
-            self._release(extra_storage)
+            self.release(extra_storage)
         if stopping and (saves_out or aux):
             self._stop(())
         return out
@@ -236,71 +235,6 @@ class Tape:
             self.nodes.append((outs, (x,), (grad,), [], (), False, False))
         return outs
 
-    def backward(
-        self,
-        out: Tensor,
-        grad: Storage,
-        reached: dict[int, Storage] | None = None,
-        reached_views: bool = True,
-    ) -> dict[int, Storage]:
-        """Play the backward pass from `out`, whose gradient is `grad` (one reference, consumed).
-
-        Args:
-            reached: gradients that reached tensors in another tape, as it returned them.
-            reached_views: whether they are views, into which no other is summed in place.
-
-        Returns:
-            the gradients that reached tensors made by no node of this tape (a block's input),
-            by `id` of the tensor; the caller owns one reference to each.
-        """
-        self._stopped = False
-        unpacked = False
-        buffers: dict[int, tuple[Storage, bool]] = {
-            key: (storage, reached_views) for key, storage in (reached or {}).items()
-        }
-        buffers[id(out)] = (grad, False)
-        for outs, inputs, kinds, saved, temporaries, new_viewed, saving in reversed(self.nodes):
-            known = [buffers.pop(key) for out in outs if (key := id(out)) in buffers]
-            region = self.regions.get(id(saved)) if saving and self.regions else None
-            if not known:
-                self._forget(saved)
-                if region is not None:
-                    region.release(self)
-                continue
-            if saving and not unpacked:
-                unpacked, self.first_unpack = True, len(self.events)
-            if region is not None:
-                region.unpack(self)
-            incoming, viewed = known[0]
-            held = [self._allocate(size) for size in temporaries]
-            made: list[tuple[Tensor, Storage, bool]] = []
-            for tensor, kind in zip(inputs, kinds, strict=True):
-                if not tensor.grad:
-                    continue
-                if kind == PASS:
-                    incoming.refs += 1
-                    made.append((tensor, incoming, viewed))
-                else:
-                    size = tensor.count * tensor.width if kind == NEW else kind
-                    name = "logits" if _is_logits(tensor) else None
-                    made.append((tensor, self._allocate(size, name), new_viewed))
-            for storage in held:
-                self._release(storage)
-            for storage, _ in known:
-                self._release(storage)
-            self._forget(saved)
-            if region is not None:
-                region.release(self)
-            for tensor, storage, viewed in made:
-                if tensor.parameter:
-                    self.keep_gradient(storage)
-                elif id(tensor) in buffers:
-                    self._sum(buffers, tensor, storage)
-                else:
-                    buffers[id(tensor)] = (storage, viewed)
-        self.nodes.clear()
-        return {key: storage for key, (storage, _) in buffers.items()}
-
     def rounds(self, count: int) -> Iterator[int]:
         """Yield the rounds of a loop that are to be played, out of `count` equal ones.
 
@@ -325,7 +259,7 @@ class Tape:
     def abandon(self, first: int, last: int) -> None:
         """No gradient will come through nodes `first` to `last`: what they keep is let go."""
         for _, _, _, saved, *_ in self.nodes[first:last]:
-            self._forget(saved)
+            self.forget(saved)
         del self.nodes[first:last]
 
     def cache(self, tensor: Tensor) -> None:
@@ -338,14 +272,14 @@ class Tape:
         self._cached.clear()
 
     def free(self, *storages: Storage) -> None:
-        """Let go of gradients that `backward` returned."""
+        """Let go of gradients that backward returned."""
         for storage in storages:
-            self._release(storage)
+            self.release(storage)
 
     def release_pins(self) -> None:
         """The graph goes: what custom functions kept on their own is freed."""
         for storage in self._pinned:
-            self._release(storage)
+            self.release(storage)
         self._pinned.clear()
 
     def unshare(self) -> None:
@@ -353,7 +287,7 @@ class Tape:
         earlier, self.shared = self.shared, []
         for storage in earlier:
             storage.held -= 1
-            self._release(storage)
+            self.release(storage)
 
     def share(self, tensors: tuple[Tensor, ...], beside: range) -> None:
         """Name tensors where other layers find them, until `unshare`.
@@ -385,15 +319,15 @@ class Tape:
         events, self.events = self.events, []
         return events
 
-    def _allocate(self, size: int, component: str | None = None) -> Storage:
+    def allocate(self, size: int, component: str | None = None) -> Storage:
         storage = Storage(size, component)
-        if self._stopped:
+        if self.stopped:
             storage.dead = True
         else:
             self.events.append((storage, 1))
         return storage
 
-    def _release(self, storage: Storage) -> None:
+    def release(self, storage: Storage) -> None:
         storage.refs -= 1
         if storage.refs == 0 and not storage.dead:
             self._free(storage)
@@ -402,7 +336,7 @@ class Tape:
         storage.dead = True
         self.events.append((storage, -1))
 
-    def _forget(self, saved: list[Storage]) -> None:
+    def forget(self, saved: list[Storage]) -> None:
         """A node lets go of what it saved."""
         for storage in saved:
             storage.held -= 1
@@ -414,22 +348,9 @@ class Tape:
     def keep_gradient(self, storage: Storage) -> None:
         """A parameter's gradient is complete: it stays, or is added to the one that is there."""
         if self.accumulate:
-            self._release(storage)
+            self.release(storage)
         else:
             storage.component = "gradients"
-
-    def _sum(
-        self, buffers: dict[int, tuple[Storage, bool]], tensor: Tensor, storage: Storage
-    ) -> None:
-        """Add a gradient to the one that is there: in place, if nobody else reads that."""
-        old, old_viewed = buffers[id(tensor)]
-        if old.refs == 1 and not old_viewed:
-            self._release(storage)
-            return
-        total = self._allocate(tensor.size)
-        self._release(old)
-        self._release(storage)
-        buffers[id(tensor)] = (total, False)
 
     def _stop(self, saved_last: tuple[Tensor, ...]) -> None:
         """End the second pass: everything that only Python holds is freed."""
@@ -437,8 +358,4 @@ class Tape:
         for storage, _ in list(self.events):
             if not storage.dead and storage.held == 0 and storage not in last:
                 self._free(storage)
-        self._stopped = True
-
-
-def _is_logits(tensor: Tensor) -> bool:
-    return tensor.storage is not None and tensor.storage.component == "logits"
+        self.stopped = True

@@ -11,6 +11,7 @@ from functools import lru_cache
 from estimator.allocator import expected_block
 from estimator.architecture import layer as blocks
 from estimator.architecture import older
+from estimator.architecture.autograd import run_backward
 from estimator.architecture.context import Context, training_context
 from estimator.architecture.embeddings import embeddings
 from estimator.architecture.events import Storage
@@ -163,7 +164,7 @@ def _forward_and_backward(run: Run, spec: ModelSpec, ctx: Context, case: Case) -
         table = tied_table(embedding, spec) if ctx.full else None
         reached = {} if pending is None else {id(table): pending}
         incoming = Storage(hidden.size, None)
-        leaf_gradients = embedding.backward(hidden, incoming, reached, loss.table_viewed)
+        leaf_gradients = run_backward(embedding, hidden, incoming, reached, loss.table_viewed)
         gradient = leaf_gradients.pop(id(table), None)
         if gradient is not None:
             embedding.keep_gradient(gradient)
@@ -276,7 +277,7 @@ def _play_layer(
     second_pass = tape.take_events()
     incoming = Storage(out.size, None)
     incoming.refs += reentrant
-    reached = tape.backward(out, incoming)
+    reached = run_backward(tape, out, incoming)
     if reentrant:
         # Its backward plays the whole block first, and names the block's output and the gradient
         # until it returns.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from estimator.architecture.attention import grow_cache
 from estimator.architecture.context import AMP_WIDTH, Context
-from estimator.architecture.kernels import add_mask, fp32_softmax, laid_out
+from estimator.architecture.eager_attention import add_mask, fp32_softmax, laid_out
 from estimator.architecture.parts import cast, dropout, linear, operands, product_input, scale
 from estimator.architecture.tape import PASS, Tape, Tensor
 from estimator.spec import Attention

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from estimator import estimate
+from estimator.architecture.autograd import run_backward
 from estimator.architecture.events import Storage
 from estimator.architecture.recomputation import recomputed
 from estimator.architecture.tape import Tape, Tensor
@@ -61,7 +62,7 @@ def test_backward_plays_it_again_once_and_lets_everything_go() -> None:
     out, _ = recomputed(tape, (x,), two_steps)
     tape.drop(out)
     before = len(tape.events)
-    reached = tape.backward(out, Storage(KB, None))
+    reached = run_backward(tape, out, Storage(KB, None))
     made = [storage.requested for storage, sign in tape.events[before:] if sign > 0]
     # The tensor in between, once; then its gradient and the input's. The last operation saves
     # nothing but its input, so that it is not run again.
