@@ -62,6 +62,18 @@ BASE_CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "camembert": {**_BERT, "is_decoder": True},
     "data2vec-text": {**_BERT, "is_decoder": True},
     "ernie": {**_BERT, "is_decoder": True},
+    "falcon_h1": {
+        "vocab_size": 128_000,
+        "hidden_size": 4096,
+        "intermediate_size": 14_336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "mamba_d_ssm": 1024,
+        "mamba_n_heads": 128,
+        "mamba_d_state": 256,
+        "mamba_chunk_size": 256,
+    },
     "gpt-sw3": {
         "vocab_size": 64_000,
         "n_positions": 2048,

@@ -69,6 +69,9 @@ def _project(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Tens
     if at_once:
         query = _query_normed(tape, query, spec, ctx)
     key = linear(tape, x, spec.key, ctx)
+    if spec.key_multiplied:
+        projected, key = key, scale(tape, key)
+        tape.drop(projected)
     if at_once:
         key = _key_normed(tape, key, spec, ctx)
     value = linear(tape, x, spec.value, ctx)

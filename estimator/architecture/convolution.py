@@ -15,6 +15,16 @@ def convolution(
     tape: Tape, x: Tensor, channels: int, kernel: int, bias: bool, ctx: Context
 ) -> Tensor:
     """Convolve `x` ([B, channels, Q], borrowed): a view of what padding made longer."""
+    cut = _cut_product(tape, x, channels, kernel, bias, ctx)
+    result = cast(tape, cut, x.width)
+    tape.drop(cut)
+    return result
+
+
+def _cut_product(
+    tape: Tape, x: Tensor, channels: int, kernel: int, bias: bool, ctx: Context
+) -> Tensor:
+    """The convolution in the weight's dtype, or in half precision under autocast."""
     wide = cast(tape, x, ctx.width)
     read = product_input(tape, wide, ctx)
     tape.drop(wide)
@@ -27,9 +37,7 @@ def convolution(
     out = tape.op(count, read.width, inputs, (read, weight))
     cut = tape.view(out, ctx.tokens * channels, out.size)
     tape.drop(out, *inputs)
-    result = cast(tape, cut, x.width)
-    tape.drop(cut)
-    return result
+    return cut
 
 
 def convolution_step(tape: Tape, x: Tensor, channels: int, kernel: int, ctx: Context) -> Tensor:
@@ -59,11 +67,18 @@ def convolved(
 def activated_convolution(
     tape: Tape, x: Tensor, channels: int, kernel: int, biased: bool, ctx: Context
 ) -> Tensor:
-    """Play a state-space layer's convolution and its activation; `x` is borrowed."""
-    out = convolved(tape, x, channels, kernel, biased, ctx)
+    """Play a state-space layer's convolution and its activation, then the cast back to x's dtype;
+    `x` is borrowed."""
     if ctx.decoding:
+        out = convolution_step(tape, x, channels, kernel, ctx)
         active = tape.new(x.count, x.width)
-    else:
-        active = tape.op(out.count, out.width, (out,), (out,))
+        tape.drop(out)
+        return active
+    if ctx.cached:
+        keep_columns(tape, channels, kernel, ctx, x.width)
+    out = _cut_product(tape, x, channels, kernel, biased, ctx)
+    active = tape.op(out.count, out.width, (out,), (out,))
     tape.drop(out)
-    return active
+    result = cast(tape, active, x.width)
+    tape.drop(active)
+    return result

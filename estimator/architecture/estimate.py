@@ -167,6 +167,9 @@ def _refuse(case: Case, spec: ModelSpec) -> None:
     reasons = {
         f"quantization {case.quantization!r} of {spec.model_type} (its code multiplies by weights "
         "itself)": case.quantization is not None and not spec.quantizable,
+        f"decoding of several sequences with {spec.name} (its own code mixes them up)": (
+            spec.decodes_alone and case.batch_size > 1 and (case.max_new_tokens or 1) > 1
+        ),
         f"stack {case.stack!r} with other norms than RMSNorm": _norms_unknown(case, spec),
         f"{case.dtype} weights under autocast to {case.mixed_precision}": (
             case.dtype != "float32" and case.mixed_precision not in (None, _HALVES[case.dtype])

@@ -311,6 +311,8 @@ def _layer_caches(
             continue
         own, now = widths[number], layer_context(layer, seen)
         sizes: tuple[int, ...] = ()
+        if layer.beside is not None and layer.beside.mixer is not None:
+            sizes = _states(layer.beside.mixer, case)
         for index, features in enumerate(layer.attention.cached_features):
             row = case.batch_size * features
             if case.cache == "quantized":

@@ -85,6 +85,8 @@ class Inventory:
     """Elements of each of the base's tensors that stays in fp32."""
     frozen: tuple[int, ...] = ()
     """Elements of each tensor that never trains, in fp32."""
+    cast_buffers: tuple[int, ...] = ()
+    """Elements of each buffer in the dtype as loaded."""
     idle: tuple[int, ...] = ()
     """Elements of each of the base's tensors that never gets a gradient."""
     idle_adapters: tuple[int, ...] = ()
@@ -137,6 +139,7 @@ def inventory(spec: ModelSpec, lora: Lora | None) -> Inventory:
         spec.fixed_positions_cast,
         tuple(spec.fp32_counts()),
         tuple(spec.frozen_counts()),
+        spec.cast_buffers,
         tuple(spec.idle_counts()),
         tuple(_idle_adapters(spec, lora)),
         tuple(_bypassed(spec, lora)),
@@ -230,6 +233,7 @@ def _beside_base(case: Case, items: Inventory) -> Iterator[tuple[tuple[int, ...]
     """Yield elements of tensors, bytes of one, and how many of each tensor are made in a row."""
     yield items.adapters, 4, 1
     yield items.buffers_bytes, 1, 1
+    yield items.cast_buffers, WIDTHS[case.dtype], 1
     yield items.frozen, 4, 1
     if items.table:
         yield (items.table,), _table_width(case, items, loaded=not case.training), 1

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from estimator.architecture import (
     alibi,
     falcon,
+    falcon_h1,
     fp32_scores,
     gemma4,
     inlined,
@@ -47,6 +48,7 @@ LAYERS: dict[str, Callable[[Tape, Tensor, Layer, Context], Tensor]] = {
     "norm_first_undropped": post_norm.norm_first_undropped_layer,
     "post_norm": post_norm.post_norm_layer,
     "falcon": falcon.falcon_layer,
+    "falcon_h1": falcon_h1.falcon_h1_layer,
     "bloom": alibi.bloom_layer,
     "gemma4": gemma4.gemma4_layer,
     "single": single.single_layer,

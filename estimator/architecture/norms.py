@@ -148,7 +148,7 @@ def _scaled_before_cast(tape: Tape, x: Tensor, normed: Tensor, spec: Norm, ctx: 
 
     Source: transformers/models/olmo2/modeling_olmo2.py, `Olmo2RMSNorm.forward`.
     """
-    weight = parameter(spec.size, _weight_width(x, ctx), ctx.full)
+    weight = parameter(spec.size * spec.groups, _weight_width(x, ctx), ctx.full)
     if spec.kind == "rms_fp32_weight":
         weight = cast(tape, weight, 4)
     scaled = _times_weight(tape, normed, weight)

@@ -20,8 +20,8 @@ def attention(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Ten
     space = spec.mixer
     assert isinstance(space, StateSpaceDual)
     T = ctx.tokens
-    given = _masked(tape, x, space, ctx)
-    both = linear(tape, given, space.projection, ctx)
+    given = _scaled(tape, _masked(tape, x, space, ctx), space)
+    both = _projected(tape, given, space, ctx)
     rates = _rates(tape, space, ctx)
     counts = (T * space.channels, T * space.convolved, T * space.heads)
     gate, value, time = tape.split(both, counts, both.size)
@@ -31,24 +31,56 @@ def attention(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Ten
     tape.drop(active)
     grouped = T * space.groups * space.state
     hidden, inner, outer = tape.split(mixed, (counts[0], grouped, grouped), mixed.size)
+    tape.drop(given)
     states = (hidden, time, rates, inner, outer)
     if ctx.decoding:
-        out, last = _step(tape, states, space, ctx), None
+        out, last = _gated_step(tape, _step(tape, states, space, ctx), space), None
     else:
         out, last = chunked(tape, states, space, ctx)
     if ctx.cached and not ctx.decoding:
         tape.new(ctx.batch * space.channels * space.state, 4, component="kv_cache")
-    normed = gated_norm(tape, out, gate, space, ctx)
+    gated_already = ctx.decoding and space.norm is None
+    normed = tape.alias(out) if gated_already else gated_norm(tape, out, gate, space, ctx)
     tape.drop(out)
     narrow = cast(tape, normed, x.width)
     result = linear(tape, narrow, spec.output, ctx)
-    tape.drop(narrow, normed, given, both, rates, gate, time, mixed, hidden, inner, outer, last)
+    tape.drop(narrow, normed, both, rates, gate, time, mixed, hidden, inner, outer, last)
     return result, None
 
 
 def _masked(tape: Tape, x: Tensor, space: StateSpaceDual, ctx: Context) -> Tensor:
     """`x * mask`; after the prefill generate gives no mask."""
     return scale(tape, x) if space.masked and not ctx.decoding else tape.alias(x)
+
+
+def _scaled(tape: Tape, x: Tensor, space: StateSpaceDual) -> Tensor:
+    """`x * number` where the family does; `x` is consumed."""
+    if not space.scaled:
+        return x
+    out = scale(tape, x)
+    tape.drop(x)
+    return out
+
+
+def _projected(tape: Tape, x: Tensor, space: StateSpaceDual, ctx: Context) -> Tensor:
+    """The projection, multiplied by a buffer in the dtype as loaded where the family does."""
+    product = linear(tape, x, space.projection, ctx)
+    if not space.scaled:
+        return product
+    width = max(product.width, ctx.compute_width)
+    wide = (product.count * width,) if width != product.width else ()
+    out = tape.op(product.count, width, (product,), temporaries=wide)
+    tape.drop(product)
+    return out
+
+
+def _gated_step(tape: Tape, x: Tensor, space: StateSpaceDual) -> Tensor:
+    """A step multiplies by the gate itself where no norm stands behind it; `x` is consumed."""
+    if space.norm is not None:
+        return x
+    opened, out = tape.new(x.count, x.width), tape.new(x.count, x.width)
+    tape.drop(opened, x)
+    return out
 
 
 def _rates(tape: Tape, space: StateSpaceDual, ctx: Context) -> Tensor:

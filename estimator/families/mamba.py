@@ -5,6 +5,8 @@ Source: transformers/models/{mamba,falcon_mamba,mamba2}/{modeling,configuration}
 
 from __future__ import annotations
 
+from typing import Any
+
 from estimator.families.counts import time_step_rank
 from estimator.families.reader import MAX_LAYERS, ConfigReader
 from estimator.spec import (
@@ -108,7 +110,7 @@ def parse_mamba2(reader: ConfigReader) -> ModelSpec:
         chunk=reader.size("chunk_size", default=256),
         bias=bias,
         conv_bias=reader.flag("use_conv_bias", True),
-        masked=False,
+        norm=Norm("rms", inner),
     )
     attention = in_place_of_attention(mixer, Linear("out_proj", inner, hidden, bias), "state_space")
     return _model(
@@ -166,9 +168,11 @@ def state_space(
     chunk: int,
     bias: bool,
     conv_bias: bool,
-    masked: bool = False,
+    norm: Norm | None = None,
+    **more: Any,
 ) -> StateSpaceDual:
-    """Return Mamba 2's mixer of these sizes; `bias` is of the projection in."""
+    """Return Mamba 2's mixer of these sizes; `bias` is of the projection in, `norm` that of the
+    output, `more` are fields of `StateSpaceDual`."""
     inner = heads * head_dim
     features = 2 * inner + 2 * groups * state + heads
     return StateSpaceDual(
@@ -179,9 +183,9 @@ def state_space(
         kernel=kernel,
         chunk=chunk,
         projection=Linear("in_proj", hidden, features, bias),
-        norm=Norm("rms", inner),
+        norm=norm,
         conv_bias=conv_bias,
-        masked=masked,
+        **more,
     )
 
 

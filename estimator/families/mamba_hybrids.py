@@ -33,7 +33,7 @@ def parse_bamba(reader: ConfigReader) -> ModelSpec:
     The model's loop names the probabilities that eager attention returns until the next layer
     has returned.
     """
-    sizes = _sizes(reader, vocab=128000, kv_heads=8)
+    sizes = hybrid_sizes(reader, vocab=128000, kv_heads=8)
     if reader.config.get("z_loss_coefficient"):
         raise reader.unsupported("z_loss_coefficient")
     bias = reader.flag("attention_bias", False)
@@ -54,7 +54,7 @@ def parse_bamba(reader: ConfigReader) -> ModelSpec:
 
 def parse_granitemoehybrid(reader: ConfigReader) -> ModelSpec:
     """GraniteMoeHybridForCausalLM: a shared MLP in each layer, and experts where there are any."""
-    sizes = _sizes(reader, vocab=32000, kv_heads=None, width=11008)
+    sizes = hybrid_sizes(reader, vocab=32000, kv_heads=None, width=11008)
     if reader.flag("output_router_logits", False):
         raise reader.unsupported("output_router_logits, the loss that balances experts")
     listed = kinds(reader, ("layer_types", "layers_block_type"), _KINDS)
@@ -111,7 +111,7 @@ def parse_granitemoehybrid(reader: ConfigReader) -> ModelSpec:
 
 def parse_jamba(reader: ConfigReader) -> ModelSpec:
     """JambaForCausalLM: Mamba with norms on steps and states; experts in every other layer."""
-    sizes = _sizes(reader, vocab=65536, kv_heads=8)
+    sizes = hybrid_sizes(reader, vocab=65536, kv_heads=8)
     if reader.flag("output_router_logits", False):
         raise reader.unsupported("output_router_logits, the loss that balances experts")
     full = attention(reader, sizes, rotary=False)
@@ -163,7 +163,7 @@ _LETTERS = {"M": "linear_attention", "E": "moe", "*": "full_attention", "-": "ml
 def parse_nemotron_h(reader: ConfigReader) -> ModelSpec:
     """NemotronHForCausalLM: each layer is one norm and one of four blocks."""
     listed = _nemotron_kinds(reader)
-    sizes = replace(_sizes(reader, vocab=131072, kv_heads=8, head_dim=128), count=len(listed))
+    sizes = replace(hybrid_sizes(reader, vocab=131072, kv_heads=8, head_dim=128), count=len(listed))
     hidden = sizes.hidden
     full = attention(reader, sizes, rotary=False)
     heads = reader.size("mamba_num_heads", default=128)
@@ -178,6 +178,7 @@ def parse_nemotron_h(reader: ConfigReader) -> ModelSpec:
         chunk=reader.size("mamba_chunk_size", "chunk_size", default=128),
         bias=reader.flag("use_bias", False),
         conv_bias=reader.flag("use_conv_bias", True),
+        norm=Norm("rms", heads * head_dim),
     )
     output = Linear("out_proj", heads * head_dim, hidden, reader.flag("use_bias", False))
     mixed = _in_its_place(full, mixer, output)
@@ -245,13 +246,14 @@ def _nemotron_kinds(reader: ConfigReader) -> list[str]:
     return listed or ["linear_attention", "moe", "full_attention", "mlp"]
 
 
-def _sizes(
+def hybrid_sizes(
     reader: ConfigReader,
     vocab: int,
     kv_heads: int | None,
     width: int = 14336,
     head_dim: int | None = None,
 ) -> Sizes:
+    """Return the sizes, with defaults that most hybrids share."""
     hidden = reader.size("hidden_size", default=4096)
     given = reader.config.get("num_key_value_heads") is not None
     heads, grouped = reader.heads(None if given else kv_heads, 32)
@@ -282,6 +284,7 @@ def _shared_names_mixer(reader: ConfigReader, hidden: int) -> tuple[StateSpaceDu
         chunk=reader.size("mamba_chunk_size", default=256),
         bias=bias,
         conv_bias=reader.flag("mamba_conv_bias", True),
+        norm=Norm("rms", inner),
     )
     return mixer, Linear("out_proj", inner, hidden, bias)
 

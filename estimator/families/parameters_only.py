@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from estimator.families.counts_hybrid import count_falcon_h1
 from estimator.families.counts_older import (
     count_bert,
     count_gpt_neox_japanese,
@@ -25,7 +24,6 @@ from estimator.families.counts_zamba import count_zamba, count_zamba2
 from estimator.families.reader import ConfigReader
 
 COUNTERS: dict[str, Callable[[ConfigReader], int]] = {
-    "falcon_h1": count_falcon_h1,
     "zamba": count_zamba,
     "zamba2": count_zamba2,
     "rwkv": count_rwkv,

@@ -74,6 +74,8 @@ class Attention:
     """Whether each head has a norm module of its own (StableLM 2 12B)."""
     query_multiplied: bool = False
     """Whether the query's projection is multiplied by the scale at once (OPT)."""
+    key_multiplied: bool = False
+    """Whether the key's projection is multiplied by a number at once (Falcon-H1)."""
     query_scaled: bool = False
     """Whether rotated queries are multiplied by a factor of their position (Ministral 3)."""
     softcap: bool = False

@@ -170,6 +170,12 @@ class StateSpaceDual:
     conv_bias: bool
     masked: bool = False
     """Whether the mask of padded tokens is multiplied in, though there are none."""
+    scaled: bool = False
+    """Whether what goes into the projection is multiplied by a number, and what comes out by a
+    vector, which is a buffer (Falcon-H1)."""
+    gate: str = "before"
+    """Where the gate is multiplied in: `before` the norm, or `behind` it; without a norm nothing
+    tells them apart."""
 
     @property
     def channels(self) -> int:

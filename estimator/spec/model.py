@@ -37,6 +37,8 @@ class Layer:
     attended_dropout: bool = True
     holds_attended_input: bool = False
     residual_scaled: bool = False
+    beside: Attention | None = None
+    """A block with a mixer of its own, where a layer has one beside its attention."""
     idle: tuple[Linear | Norm, ...] = ()
     """Modules that the code never runs (BART's attention to an encoder that is not there): they
     are loaded, quantized and adapted, and get no gradient."""
@@ -48,9 +50,15 @@ class Layer:
     estimator/architecture/layer.py."""
 
     @property
+    def blocks(self) -> tuple[Attention, ...]:
+        """What mixes its tokens: the block beside the attention first, which runs first."""
+        own = (self.attention,) if self.attends else ()
+        return own if self.beside is None else (self.beside, *own)
+
+    @property
     def linears(self) -> tuple[Linear, ...]:
         """Its linears in the order in which they run."""
-        attention = self.attention.linears if self.attends else ()
+        attention = tuple(linear for block in self.blocks for linear in block.linears)
         mlp = () if self.mlp is None else self.mlp.linears
         return (*attention, *self.idle_linears, *mlp)
 
@@ -63,14 +71,14 @@ class Layer:
     def norms(self) -> tuple[Norm, ...]:
         """Its norms, those of queries and keys first."""
         around = (self.input_norm, self.post_norm, self.attention_out_norm, self.mlp_out_norm)
-        own = self.attention.norms if self.attends else ()
+        own = tuple(norm for block in self.blocks for norm in block.norms)
         own += tuple(module for module in self.idle if isinstance(module, Norm))
         return (*own, *(norm for norm in around if norm is not None))
 
     @property
     def parameters_apart(self) -> tuple[int, ...]:
         """Elements of each parameter that is no linear's or norm's."""
-        attention = self.attention.parameters_apart if self.attends else ()
+        attention = tuple(size for block in self.blocks for size in block.parameters_apart)
         return attention if self.mlp is None else (*attention, *self.mlp.parameters_apart)
 
 
@@ -91,8 +99,9 @@ class ModelSpec:
     buffers of half a rotated head's elements that hold inverse frequencies: two a kind of table.
     `embedding_scaled` is whether the embedding module multiplies what it looks up (Gemma),
     `embedding_multiplied` whether the model does (Granite).
-    `buffers` are the bytes of buffers other than those. `masks` are the windows of the masks that
-    the code builds (None for a full one) where it builds others than the layers use.
+    `buffers` are the bytes of buffers in a dtype of their own other than those. `masks` are the
+    windows of the masks that the code builds (None for a full one) where it builds others than the
+    layers use.
     `embedding_held` is whether the model's code
     still names the embeddings after a dropout. `logits_scaled` is whether logits are multiplied
     by a number (Cohere, Granite), `logits_softcap` whether a tanh caps them (Gemma 2).
@@ -115,6 +124,8 @@ class ModelSpec:
     rope_tables: int = 2
     max_positions: int | None = None
     buffers: tuple[int, ...] = ()
+    cast_buffers: tuple[int, ...] = ()
+    """Elements of buffers in the model's dtype."""
     masks: tuple[int | None, ...] = ()
     positions_counted: bool = False
     position_ids: bool = True
@@ -168,6 +179,8 @@ class ModelSpec:
     kernels: str | None = None
     """A package whose kernels transformers would take, were they installed: these formulas are
     for its own code, which needs more memory."""
+    decodes_alone: bool = False
+    """Whether its code mixes sequences up where more than one decodes (Falcon-H1's norm)."""
     returns_probabilities: bool = False
     """Whether layers return eager attention's probabilities, which the model's loop then holds
     until the next layer returns (GPT-J)."""

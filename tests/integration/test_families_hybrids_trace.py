@@ -1,0 +1,114 @@
+"""Formulas of state spaces and recurrences beside attention against the trace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from estimator import Case, estimate
+from estimator.errors import UnsupportedError
+from profiler.trace import trace_case
+
+HYBRID = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "vocab_size": 500,
+}
+FALCON_H1 = {
+    **HYBRID,
+    "model_type": "falcon_h1",
+    "num_key_value_heads": 2,
+    "mamba_n_heads": 8,
+    "mamba_d_state": 16,
+    "mamba_chunk_size": 32,
+    "mamba_d_ssm": 256,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "falcon_h1": FALCON_H1,
+    "falcon_h1, norm behind the gate": {
+        **FALCON_H1,
+        "mamba_rms_norm": True,
+        "mamba_norm_before_gate": False,
+        "mamba_n_groups": 2,
+        "projectors_bias": True,
+    },
+}
+TARGETS = {"falcon_h1": ["in_proj", "q_proj", "v_proj", "up_proj"]}
+"""What adapters sit on where peft refuses all linears."""
+ALONE = ("falcon_h1, norm behind the gate",)
+"""Models that decode one sequence alone."""
+RUNS: dict[str, dict[str, Any]] = {
+    "full": {"task": "training", "batch_size": 2, "sequence_length": 90},
+    "full, checkpointing, eager": {
+        "task": "training",
+        "batch_size": 3,
+        "sequence_length": 64,
+        "gradient_checkpointing": True,
+        "attention": "eager",
+    },
+    "LoRA, fp32": {
+        "task": "training",
+        "method": "lora",
+        "dtype": "float32",
+        "batch_size": 1,
+        "sequence_length": 70,
+    },
+    "LoRA, int8": {
+        "task": "training",
+        "method": "lora",
+        "quantization": "int8",
+        "batch_size": 2,
+        "sequence_length": 50,
+    },
+    "QLoRA, checkpointing": {
+        "task": "training",
+        "method": "lora",
+        "quantization": "nf4",
+        "batch_size": 2,
+        "sequence_length": 50,
+        "gradient_checkpointing": True,
+    },
+    "LoRA, autocast": {
+        "task": "training",
+        "method": "lora",
+        "dtype": "float32",
+        "mixed_precision": "bf16",
+        "batch_size": 2,
+        "sequence_length": 64,
+    },
+    "chunked loss": {"task": "training", "batch_size": 2, "sequence_length": 80, "loss": "chunked"},
+    "prefill": {"batch_size": 3, "sequence_length": 90, "max_new_tokens": 3},
+    "decode": {"batch_size": 4, "sequence_length": 8, "max_new_tokens": 200, "dtype": "float16"},
+    "static": {"batch_size": 2, "sequence_length": 64, "max_new_tokens": 100, "cache": "static"},
+}
+
+
+def case_of(family: str, run: dict[str, Any]) -> Case:
+    model = FAMILIES[family]
+    fields = {"model": model, **run}
+    if fields.get("method") == "lora" and model["model_type"] in TARGETS:
+        fields["lora"] = {"target_modules": TARGETS[model["model_type"]]}
+    if family in ALONE and fields.get("task") != "training":
+        fields["batch_size"] = 1
+    return Case.from_dict(fields)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_requested_bytes_and_parameters_are_the_traces(family: str) -> None:
+    for name, run in RUNS.items():
+        case = case_of(family, run)
+        estimated, traced = estimate(case), trace_case(case)
+        assert estimated.parameters == traced.parameters, name
+        assert traced.peak.requested_bytes is not None
+        assert estimated.peak.requested_bytes == pytest.approx(
+            traced.peak.requested_bytes, rel=0.001
+        ), name
+
+
+def test_several_sequences_that_a_norm_mixes_up_are_refused() -> None:
+    model = {**FALCON_H1, "mamba_rms_norm": True}
+    with pytest.raises(UnsupportedError, match="several sequences with falcon_h1"):
+        estimate(Case.from_dict({"model": model, "batch_size": 2, "max_new_tokens": 8}))
