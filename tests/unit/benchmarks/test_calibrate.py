@@ -157,16 +157,9 @@ def test_traces_and_held_out_cases_are_no_evidence(tmp_path: Path, make: SimpleN
 
 
 def test_runs_without_an_estimate_are_counted_with_the_reason() -> None:
-    sizes = {
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "vocab_size": 100,
-    }
-    case = Case.from_dict({"model": {"model_type": "no-such-type", **sizes}})
-    answers = answer_runs([Run(("one",), case, "no-such-type", {"allocated": 1}, "made up")])
+    case = Case.from_dict({"model": "tiiuae/Falcon-H1-0.5B-Base", "cache": "quantized"})
+    answers = answer_runs([Run(("one",), case, "falcon_h1", {"allocated": 1}, "made up")])
     assert [count for _, count in answers.unanswered] == [1]
-    assert "model type 'no-such-type'" in answers.unanswered[0][0]
+    assert "cache 'quantized' of falcon_h1" in answers.unanswered[0][0]
     assert answers.runs[0].architecture is None
     assert answers.runs[0].article is not None
