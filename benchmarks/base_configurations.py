@@ -3,7 +3,8 @@
 Each is the default configuration of transformers 5.17, written down as far as it decides memory, so
 that the same seed draws the same cases whatever is installed. PLBart has twice its layers, to be
 above 0.1 B parameters. GPT-SW3 is its published 1.3B model
-in round numbers; Ministral lacks `head_dim` by default, and cannot be built without.
+in round numbers; every other layer of Gemma 4 slides, and the last half read earlier ones' keys and
+values, as in its small models; Ministral lacks `head_dim` by default, and cannot be built without.
 """
 
 from __future__ import annotations
@@ -73,6 +74,18 @@ BASE_CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "mamba_n_heads": 128,
         "mamba_d_state": 256,
         "mamba_chunk_size": 256,
+    },
+    "gemma4_text": {
+        "vocab_size": 262_144,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "sliding_window": 512,
+        "layer_types": ["sliding_attention", "full_attention"] * 15,
+        "num_kv_shared_layers": 15,
     },
     "gpt-sw3": {
         "vocab_size": 64_000,

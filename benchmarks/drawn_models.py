@@ -162,6 +162,12 @@ def _cut(config: dict[str, Any], depth: int) -> dict[str, Any]:
     if "attention_types" in cut:
         # GPT-Neo's pattern is repeated to the depth.
         cut["attention_types"] = [[["global"], 1], [["local"], depth - 1]][: min(2, depth)]
+    if cut.get("num_kv_shared_layers"):
+        # One layer of each kind stays in front of those that read its keys and values; the last
+        # layer is made a full one.
+        kinds = [*cut["layer_types"][:-1], "full_attention"]
+        own = 1 + max(kinds.index(kind) for kind in set(kinds))
+        cut["num_kv_shared_layers"] = min(cut["num_kv_shared_layers"], depth - own)
     if "max_window_layers" in cut:
         cut["max_window_layers"] = min(cut["max_window_layers"], depth)
     return cut

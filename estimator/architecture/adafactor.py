@@ -21,6 +21,9 @@ def base_sides(spec: ModelSpec) -> Sides:
     """Return the sides of a model's matrices; tensors of other sizes are vectors."""
     sides = {spec.head.weight_count: (spec.vocab_size, spec.embedding_size)}
     sides[spec.position_rows * spec.hidden_size] = (spec.position_rows, spec.hidden_size)
+    if spec.token_tables is not None:
+        rows, features = spec.token_tables.rows, spec.token_tables.features
+        sides[rows * features] = (rows, features)
     for linear in _linears(spec):
         sides[linear.weight_count] = (linear.outputs, linear.inputs)
     for mlp in {layer.mlp for layer in distinct_layers(spec)}:
@@ -84,5 +87,6 @@ def _vectors(tensors: Sequence[int], sides: Sides) -> Iterator[int]:
 
 def _linears(spec: ModelSpec) -> Iterator[Linear]:
     yield spec.head
+    yield from spec.outer_linears
     for layer in distinct_layers(spec):
         yield from layer.linears

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from estimator.architecture.context import Context
 from estimator.architecture.norms import norm
-from estimator.architecture.parts import dropout, linear, parameter
+from estimator.architecture.outside import TOKEN_INPUTS
+from estimator.architecture.parts import add, dropout, linear, parameter, scale
 from estimator.architecture.tape import PASS, Tape, Tensor
-from estimator.spec import ModelSpec
+from estimator.spec import ModelSpec, TokenTables
 
 
 def embeddings(tape: Tape, spec: ModelSpec, ctx: Context) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -30,6 +31,8 @@ def embeddings(tape: Tape, spec: ModelSpec, ctx: Context) -> tuple[Tensor, tuple
         tape.drop(out)
         out = scaled
     out = _with_input_grads(out, ctx)
+    if spec.token_tables is not None:
+        tape.outside[TOKEN_INPUTS] = _token_inputs(tape, out, spec.token_tables, ctx)
     if spec.project_in is not None:
         narrow, out = out, linear(tape, out, spec.project_in, ctx)
         _keep_leaf(tape, narrow, ctx)
@@ -73,6 +76,28 @@ def embeddings(tape: Tape, spec: ModelSpec, ctx: Context) -> tuple[Tensor, tuple
         tape.drop(out)
         return hidden, ()
     return out, ()
+
+
+def _token_inputs(tape: Tape, x: Tensor, spec: TokenTables, ctx: Context) -> Tensor:
+    """Gemma 4's inputs of all layers, [B, Q, layers, features]; `x`, the embeddings, is borrowed.
+
+    Source: transformers/models/gemma4/modeling_gemma4.py, `get_per_layer_inputs`,
+    `project_per_layer_inputs`.
+    """
+    count = ctx.tokens * spec.features
+    table = parameter(spec.rows * spec.features, ctx.outer_width, ctx.full)
+    found = tape.op(count, ctx.outer_width, (table,), temporaries=_sort(ctx.tokens))
+    looked_up = tape.op(count, ctx.width, (found,))
+    tape.drop(found)
+    projected = linear(tape, x, spec.projection, ctx)
+    scaled = scale(tape, projected)
+    tape.drop(projected)
+    normed = norm(tape, scaled, spec.norm, ctx)
+    tape.drop(scaled)
+    both = add(tape, normed, looked_up)
+    out = scale(tape, both)
+    tape.drop(both, normed, looked_up)
+    return out
 
 
 def _normed_sum(tape: Tape, out: Tensor, spec: ModelSpec, ctx: Context) -> Tensor:

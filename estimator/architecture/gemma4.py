@@ -13,36 +13,58 @@ from estimator.architecture.experts import experts, gather
 from estimator.architecture.feed_forward import mlp
 from estimator.architecture.kernels import attend
 from estimator.architecture.norms import norm, norm_in_place_of
-from estimator.architecture.parts import add, linear, operands, parameter, scale
+from estimator.architecture.outside import TOKEN_INPUTS, state_names
+from estimator.architecture.parts import (
+    activation,
+    add,
+    linear,
+    multiply,
+    operands,
+    parameter,
+    scale,
+)
 from estimator.architecture.rotary import rotate_alone
 from estimator.architecture.routers import divided_by_sum, softmax_fp32
 from estimator.architecture.tape import Tape, Tensor
-from estimator.spec import Attention, Layer, Moe, Norm
+from estimator.spec import Attention, Layer, Moe, Norm, TokenInputs
 
 
 def attention(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Tensor, Tensor | None]:
     """Return the block's output and, for eager, the probabilities that its caller still holds."""
     assert spec.query is not None
-    assert spec.key is not None
     first = len(tape.nodes)
     query = _turned(tape, linear(tape, x, spec.query, ctx), spec, ctx)
-    last = len(tape.nodes)
+    key, value = _keys_and_values(tape, x, spec, ctx, range(first, len(tape.nodes)))
+    out, probabilities = attend(tape, query, key, value, spec, ctx)
+    result = linear(tape, out, spec.output, ctx)
+    tape.drop(out, query)
+    if spec.reads_states or not ctx.stores_all:
+        # Else they belong to the cache.
+        tape.drop(key, value)
+    return result, probabilities
+
+
+def _keys_and_values(
+    tape: Tape, x: Tensor, spec: Attention, ctx: Context, of_queries: range
+) -> tuple[Tensor, Tensor]:
+    """Return the layer's own keys and values, or those that an earlier layer named."""
+    names = state_names(spec)
+    if spec.reads_states:
+        key, value = (tape.alias(tape.outside[name]) for name in names)
+        return key, value
+    assert spec.key is not None
     key = linear(tape, x, spec.key, ctx)
     value = tape.alias(key) if spec.value is None else linear(tape, x, spec.value, ctx)
     key = _turned(tape, key, spec, ctx)
     value = norm_in_place_of(tape, value, Norm("rms_pow_unweighted", spec.head_dim), ctx)
     if spec.shares_states and ctx.checkpointing:
         # Else autograd, or the cache, has them for as long.
-        tape.share((key, value), beside=range(first, last))
+        tape.share((key, value), beside=of_queries)
     if ctx.cached:
         key, value = grow_cache(tape, key, value, spec, ctx)
-    out, probabilities = attend(tape, query, key, value, spec, ctx)
-    result = linear(tape, out, spec.output, ctx)
-    tape.drop(out, query)
-    if not ctx.stores_all:
-        # Else they belong to the cache.
-        tape.drop(key, value)
-    return result, probabilities
+    if spec.shares_states:
+        tape.outside.update(zip(names, (key, value), strict=True))
+    return key, value
 
 
 def _turned(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> Tensor:
@@ -55,6 +77,11 @@ def _turned(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> Tensor:
 
 def gemma4_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
     """Play a layer; `x` ([B, Q, hidden]) is borrowed."""
+    own = None
+    if spec.token_inputs is not None:
+        whole = tape.outside[TOKEN_INPUTS]
+        # Backward copies its gradient into zeros of all layers' inputs.
+        own = tape.view(whole, ctx.tokens * spec.token_inputs.features, whole.size)
     normed = norm(tape, x, spec.input_norm, ctx)
     attended, probabilities = attention(tape, normed, spec.attention, ctx)
     tape.drop(normed)
@@ -75,10 +102,32 @@ def gemma4_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
     fed = norm_in_place_of(tape, fed, spec.mlp_out_norm, ctx)
     summed = add(tape, residual, fed)
     tape.drop(fed)
+    if spec.token_inputs is not None:
+        assert own is not None
+        tape.drop(residual)
+        residual, summed = summed, _with_token_inputs(tape, summed, own, spec.token_inputs, ctx)
+        tape.drop(own)
     # `hidden_states *= self.layer_scalar`, a buffer that backward needs.
     scalar = parameter(1, ctx.width, False)
     out = tape.op(summed.count, summed.width, (summed,), (scalar,), into=summed)
     tape.drop(summed, residual, *held)
+    return out
+
+
+def _with_token_inputs(
+    tape: Tape, x: Tensor, own: Tensor, spec: TokenInputs, ctx: Context
+) -> Tensor:
+    """Add what the layer's own input becomes behind a gate made of `x`; both are borrowed."""
+    gate = linear(tape, x, spec.gate, ctx)
+    activated = activation(tape, gate, spec.activation, ctx)
+    tape.drop(gate)
+    product = multiply(tape, activated, own)
+    tape.drop(activated)
+    projected = linear(tape, product, spec.out, ctx)
+    tape.drop(product)
+    normed = norm_in_place_of(tape, projected, spec.norm, ctx)
+    out = add(tape, x, normed)
+    tape.drop(normed)
     return out
 
 

@@ -21,6 +21,7 @@ from estimator.architecture.embeddings import embeddings
 from estimator.architecture.events import Storage
 from estimator.architecture.inventory import Held, Inventory, position_table, weights
 from estimator.architecture.masks import attention_masks, distance_bytes
+from estimator.architecture.outside import state_names
 from estimator.architecture.parts import cast
 from estimator.architecture.quantized_cache import RESIDUAL, Past
 from estimator.architecture.run import Growth, Pass, Run
@@ -39,13 +40,16 @@ from estimator.spec import Layer, Mixer, ModelSpec
 @dataclass(frozen=True, slots=True)
 class _LayerPass:
     """A layer's forward, the release of what autocast remembers of it, and the bytes of an element
-    of the keys and of the values that it caches, and of what it returns."""
+    of the keys and of the values that it caches, and of what it returns; what it leaves named for
+    later layers beside the cache, and all tensors that these find."""
 
     forward: Pass
     release: Pass
     widths: tuple[int, int]
     out_width: int
     probabilities_width: int | None
+    states: Held
+    outside: dict[str, Tensor]
 
 
 def play_inference(case: Case, spec: ModelSpec, items: Inventory, run: Run) -> Run:
@@ -156,14 +160,14 @@ def _forward(run: Run, spec: ModelSpec, ctx: Context) -> dict[int, tuple[int, in
     shared = rotary_tables(spec, ctx) + sum(attention_masks(spec, ctx).values())
     shared += distance_bytes(spec, ctx)
     run.change("temporaries", shared)
-    passes, order = _layer_passes(spec, ctx, hidden.width)
+    passes, order = _layer_passes(spec, ctx, hidden.width, tape.outside)
     returned = Held()
+    named: list[Held] = []
     for stretch in stretches(order):
         played, layer = passes[order[stretch.start]], spec.layers[stretch.start]
         seen = layer_context(layer, ctx)
         count = len(stretch)
         leaves = probabilities(spec, layer, seen, played.probabilities_width)
-        leaves += _shared_states(layer, seen)
         if stretch.start == 0 and (spec.residual_fp32 or len(set(order)) > 1):
             # The first layer reads the embeddings themselves, and may be the highest.
             run.exchange("temporaries", also_held, Held())
@@ -174,12 +178,19 @@ def _forward(run: Run, spec: ModelSpec, ctx: Context) -> dict[int, tuple[int, in
         if count:
             run.play_layers(played.forward, count, returned, leaves)
         returned = leaves
+        if layer.attention.shares_states:
+            # Until the model's forward returns.
+            states = played.states
+            run.change("temporaries", states.allocated_bytes, states.requested_bytes)
+            named.append(states)
     x = block_input(spec.hidden_size, ctx, grad=False, width=passes[order[-1]].out_width)
     normed = blocks.final_norm(tape, x, spec, ctx)
-    tape.drop(x, *held)
+    tape.drop(x, *held, *tape.outside.values())
     run.play(Pass.of(tape.take_events(), "the final norm"))
     run.let_go(also_held)
     run.change("temporaries", -shared)
+    for states in named:
+        run.change("temporaries", -states.allocated_bytes, -states.requested_bytes)
     run.exchange("temporaries", returned, Held())
     widths = {number: layer.widths for (number, _), layer in passes.items()}
     if ctx.stack.full_logits:
@@ -232,18 +243,17 @@ def _all_logits(run: Run, tape: Tape, normed: Tensor, spec: ModelSpec, ctx: Cont
     run.play(Pass.of(tape.take_events(), "the logits of all tokens"))
 
 
-def _shared_states(layer: Layer, ctx: Context) -> Held:
-    """Return the bytes of keys and values that a layer leaves named, where they are not the
-    cache's own: the layers after it (one, in Gemma 4's models) could share them."""
+def _shared_states(tape: Tape, layer: Layer, ctx: Context) -> Held:
+    """Return the bytes of keys and values that a layer leaves named for later ones, where they are
+    not the cache's own."""
     if not layer.attention.shares_states or ctx.stores_all:
         return Held()
-    tokens = ctx.keys if ctx.decoding else ctx.queries
-    sizes = [ctx.batch * tokens * row * ctx.width for row in layer.attention.cached_features]
+    sizes = [tape.outside[name].size for name in state_names(layer.attention)]
     return sum((Held(size, expected_block(size)) for size in sizes), Held())
 
 
 def _layer_passes(
-    spec: ModelSpec, ctx: Context, width: int
+    spec: ModelSpec, ctx: Context, width: int, outside: dict[str, Tensor]
 ) -> tuple[dict[tuple[int, int], _LayerPass], list[tuple[int, int]]]:
     """Play each kind of layer once; under autocast the first may see an input of another type.
 
@@ -257,14 +267,21 @@ def _layer_passes(
         key = number, width
         if key not in passes:
             layer = distinct_layers(spec)[number]
-            passes[key] = _layer_pass(spec, layer, layer_context(layer, ctx), width)
+            passes[key] = _layer_pass(spec, layer, layer_context(layer, ctx), width, outside)
+            outside = passes[key].outside
         order.append(key)
         width = passes[key].out_width
     return passes, order
 
 
-def _layer_pass(spec: ModelSpec, layer: Layer, ctx: Context, width: int) -> _LayerPass:
+def _layer_pass(
+    spec: ModelSpec, layer: Layer, ctx: Context, width: int, outside: dict[str, Tensor]
+) -> _LayerPass:
     tape = Tape(recording=False)
+    # What is there is held by the model's loop.
+    tape.outside = {
+        name: Tensor(one.count, one.width, False, None) for name, one in outside.items()
+    }
     x = block_input(spec.hidden_size, ctx, grad=False, width=width)
     out = blocks.decoder_layer(tape, x, layer, ctx)
     tape.drop(x)
@@ -272,7 +289,10 @@ def _layer_pass(spec: ModelSpec, layer: Layer, ctx: Context, width: int) -> _Lay
     tape.release_cached()
     release = Pass.of(tape.take_events(), "autocast's copies of weights go")
     widths = tape.cache_widths or (ctx.width, ctx.width)
-    return _LayerPass(forward, release, widths, out.width, tape.probabilities_width)
+    states = _shared_states(tape, layer, ctx)
+    return _LayerPass(
+        forward, release, widths, out.width, tape.probabilities_width, states, tape.outside
+    )
 
 
 def _cache(spec: ModelSpec, case: Case, tokens: int, widths: dict[int, tuple[int, int]]) -> Held:

@@ -133,7 +133,7 @@ def _bitsandbytes_sizes(case: Case, tensors: tuple[int, ...], spec: ModelSpec) -
     Source: bitsandbytes/optim/optimizer.py (`init_state`, `get_state_buffer`).
     """
     name = case.optimizer
-    embeddings = 0 if case.lora else (2 if spec.position_rows else 1)
+    embeddings = 0 if case.lora else 1 + bool(spec.position_rows) + bool(spec.token_tables)
     if "ademamix" in name:
         parts: tuple[int, ...] = (2, 1)
     else:

@@ -94,6 +94,8 @@ class Tape:
     first_unpack: int = 0
     shared: list[Storage] = field(default_factory=list)
     """What `share` holds."""
+    outside: dict[str, Tensor] = field(default_factory=dict)
+    """Tensors that layers read beside their input: made by the embeddings, or by another layer."""
     regions: dict[int, Region] = field(default_factory=dict)
     """The checkpoints inside of a layer, by the `id` of each of their nodes' saved tensors."""
     cache_widths: tuple[int, int] | None = None

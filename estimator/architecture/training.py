@@ -19,6 +19,7 @@ from estimator.architecture.head_loss import head_loss, tied_table
 from estimator.architecture.inventory import Held, Inventory, held, trainable, weights
 from estimator.architecture.masks import attention_masks, distance_bytes, kept_masks
 from estimator.architecture.optimizer import optimizer_memory
+from estimator.architecture.outside import TOKEN_INPUTS, Outside, outside_of, pending, tensors
 from estimator.architecture.rotary import table_bytes, tables_saved
 from estimator.architecture.run import Pass, Run
 from estimator.architecture.stretches import distinct_layers, layer_numbers, stretches
@@ -47,14 +48,15 @@ class LayerPasses:
     unshare: Pass
     unpin: Pass
     probabilities_width: int | None
+    outside: tuple[Outside, ...]
 
 
 def play_training(case: Case, spec: ModelSpec, items: Inventory, run: Run) -> Run:
     """Play a training case on a run that has not begun, and return it."""
     ctx = training_context(case)
-    tensors, width = trainable(case, items)
-    optimizer = optimizer_memory(case, tensors, width, spec)
-    gradients = held(tensors[::-1], width)
+    trained, width = trainable(case, items)
+    optimizer = optimizer_memory(case, trained, width, spec)
+    gradients = held(trained[::-1], width)
     accumulates = case.gradient_accumulation_steps > 1
     base = weights(case, items)
     run.begin("load")
@@ -85,7 +87,11 @@ def _forward_and_backward(run: Run, spec: ModelSpec, ctx: Context, case: Case) -
     run.begin("forward")
     embedding = Tape(accumulate=accumulates)
     hidden, held = embeddings(embedding, spec, ctx)
-    kinds = _layer_passes(spec, ctx, hidden, accumulates)
+    own_inputs = embedding.outside.get(TOKEN_INPUTS)
+    if own_inputs is not None and own_inputs.storage is not None:
+        # Each layer keeps it for backward.
+        own_inputs.storage.saved = True
+    kinds = _layer_passes(spec, ctx, hidden, embedding, accumulates)
     keeps = kinds.passes[kinds.order[0]].keeps_input
     assert hidden.storage is not None
     hidden.storage.saved = hidden.storage.saved or keeps
@@ -137,7 +143,11 @@ def _forward_and_backward(run: Run, spec: ModelSpec, ctx: Context, case: Case) -
     loss = head_loss(case, spec, ctx)
     loss_events, converted = loss.forward(head, normed)
     run.play(Pass.of(norm_events, "the final norm"))
+    # The embeddings' own products may keep it for backward, too.
+    kept_on = hidden.storage.held > 0
     run.let_go(also_held)
+    if kept_on and not keeps:
+        run.change("temporaries", also_held.allocated_bytes, also_held.requested_bytes)
     run.change("temporaries", -passing)
     run.exchange("temporaries", returned, Held())
     embedding.drop(*held)
@@ -149,7 +159,7 @@ def _forward_and_backward(run: Run, spec: ModelSpec, ctx: Context, case: Case) -
     _play_each(run, [kinds.passes[key].release for key in kinds.order])
     run.play(Pass.of(converted, loss.after))
     run.begin("backward")
-    pending = loss.backward(head, normed)
+    waiting = loss.backward(head, normed)
     run.play(Pass.of(head.take_events(), f"backward of {loss.label}"))
     freed = _freed_after(spec, ctx, kept)
     for stretch in reversed(list(stretches(kinds.order, freed))):
@@ -160,11 +170,20 @@ def _forward_and_backward(run: Run, spec: ModelSpec, ctx: Context, case: Case) -
         if kinds.passes[key].unshare.events:
             run.play(kinds.passes[key].unshare)
     leaf_gradients: dict[int, Storage] = {}
-    if hidden.grad:
+    if kept_on:
+        if keeps:
+            run.change("activations", hidden.storage.allocated, hidden.storage.requested)
+        embedding.drop(hidden)
+    if own_inputs is not None:
+        embedding.drop(own_inputs)
+        run.play(Pass.of(embedding.take_events(), "the layers' own inputs go"))
+    outs = [out for out in (hidden, own_inputs) if out is not None and out.grad]
+    if outs:
         table = tied_table(embedding, spec) if ctx.full else None
-        reached = {} if pending is None else {id(table): pending}
-        incoming = Storage(hidden.size, None)
-        leaf_gradients = run_backward(embedding, hidden, incoming, reached, loss.table_viewed)
+        reached = {} if waiting is None else {id(table): waiting}
+        reached.update((id(out), Storage(out.size, None)) for out in outs[1:])
+        incoming = Storage(outs[0].size, None)
+        leaf_gradients = run_backward(embedding, outs[0], incoming, reached, loss.table_viewed)
         gradient = leaf_gradients.pop(id(table), None)
         if gradient is not None:
             embedding.keep_gradient(gradient)
@@ -216,11 +235,13 @@ class _Kinds:
     cached: Storage | None
 
 
-def _layer_passes(spec: ModelSpec, ctx: Context, first: Tensor, accumulates: bool) -> _Kinds:
+def _layer_passes(
+    spec: ModelSpec, ctx: Context, first: Tensor, embedding: Tape, accumulates: bool
+) -> _Kinds:
     """Play each kind of layer once; the first layers may see an input without gradient, or, under
     autocast, of another type."""
     kinds = _Kinds({}, [], older.cached_projection(spec, ctx))
-    grad, width = first.grad, first.width
+    grad, width, outside = first.grad, first.width, outside_of(embedding)
     key: tuple[int, bool, int] | None = None
     for number in layer_numbers(spec):
         if key == (number, grad, width):
@@ -229,23 +250,32 @@ def _layer_passes(spec: ModelSpec, ctx: Context, first: Tensor, accumulates: boo
             continue
         key = (number, grad, width)
         if key not in kinds.passes:
-            played = _play_layer(spec, number, ctx, grad, width, accumulates)
+            played = _play_layer(spec, number, ctx, grad, width, accumulates, outside)
             if kinds.cached is not None:
                 events = [*played.forward.events, (kinds.cached, 1)]
                 played = replace(played, forward=Pass.of(events, played.forward.label))
             kinds.passes[key] = played
         kinds.order.append(key)
         grad, width = kinds.passes[key].out_grad, kinds.passes[key].out_width
+        outside = kinds.passes[key].outside
     return kinds
 
 
 @lru_cache(maxsize=128)
 def _play_layer(
-    spec: ModelSpec, number: int, ctx: Context, in_grad: bool, in_width: int, accumulates: bool
+    spec: ModelSpec,
+    number: int,
+    ctx: Context,
+    in_grad: bool,
+    in_width: int,
+    accumulates: bool,
+    outside: tuple[Outside, ...],
 ) -> LayerPasses:
     layer = distinct_layers(spec)[number]
+    read = tensors(outside)
     reentrant = ctx.checkpointing and ctx.stack.reentrant_checkpointing
     tape = Tape(recording=not reentrant, discard=ctx.checkpointing, accumulate=accumulates)
+    tape.outside.update(read)
     x = block_input(spec.hidden_size, ctx, in_grad, in_width)
     out = blocks.decoder_layer(tape, x, layer, ctx)
     assert x.storage is not None
@@ -266,6 +296,7 @@ def _play_layer(
     if ctx.checkpointing:
         stop_after = None if reentrant else first_pass.saving_nodes
         tape = Tape(accumulate=accumulates, stop_after=stop_after, shared=first_pass.shared)
+        tape.outside.update(read)
         first_pass.shared = []
         again = Tensor(x.count, x.width, in_grad or ctx.full, x.storage)
         out = blocks.decoder_layer(tape, again, layer, ctx)
@@ -277,7 +308,7 @@ def _play_layer(
     second_pass = tape.take_events()
     incoming = Storage(out.size, None)
     incoming.refs += reentrant
-    reached = run_backward(tape, out, incoming)
+    reached = run_backward(tape, out, incoming, pending(tape, layer), reached_views=False)
     if reentrant:
         # Its backward plays the whole block first, and names the block's output and the gradient
         # until it returns.
@@ -307,6 +338,7 @@ def _play_layer(
         unshare,
         unpin,
         first_pass.probabilities_width,
+        outside_of(first_pass),
     )
 
 

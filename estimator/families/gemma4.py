@@ -5,7 +5,7 @@ Source: transformers/models/gemma4/{modeling,configuration}_gemma4.py.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from estimator.families.blocks import (
@@ -19,7 +19,17 @@ from estimator.families.blocks import (
     read_sizes,
 )
 from estimator.families.reader import ConfigReader
-from estimator.spec import Attention, Layer, Linear, Mlp, ModelSpec, Moe, Norm
+from estimator.spec import (
+    Attention,
+    Layer,
+    Linear,
+    Mlp,
+    ModelSpec,
+    Moe,
+    Norm,
+    TokenInputs,
+    TokenTables,
+)
 
 _SCALE_BYTES = 2
 """The embeddings' factor, and each layer's, is a buffer of one number in the weights' dtype."""
@@ -28,38 +38,43 @@ _SCALE_BYTES = 2
 def parse(reader: ConfigReader) -> ModelSpec:
     """Gemma4ForCausalLM of a text configuration.
 
+    The last layers of small models (E2B, E4B) attend to an earlier one's keys and values, and each
+    layer has an input of its own by token.
+
     Raises:
-        UnsupportedError: for embeddings a layer and for layers that share keys and values (the
-            E2B and E4B models), and for attention in both directions.
+        UnsupportedError: for attention in both directions.
+        ModelError: as `ConfigReader`, and where layers read keys and values that none has.
     """
-    if reader.count("hidden_size_per_layer_input", 256):
-        raise reader.unsupported("embeddings a layer (hidden_size_per_layer_input)")
-    if reader.count("num_kv_shared_layers", 0):
-        raise reader.unsupported("layers that share keys and values (num_kv_shared_layers)")
     if reader.config.get("use_bidirectional_attention") == "all":
         raise reader.unsupported("attention in both directions (use_bidirectional_attention)")
     sizes = read_sizes(reader, head_dim=256, kv_heads=4)
     norm = Norm("rms_pow", sizes.hidden)
-    block = _block(reader, sizes, norm)
     window = reader.size("sliding_window", default=512)
     windows = layer_windows(reader, sizes.count, window, every(sizes.count, 6))
     # The last layer is made a full one.
     windows[-1] = None
-    # The last layer of each kind names its keys and values for layers that would share them.
-    last = {seen: index for index, seen in enumerate(windows)}
-    kinds = [(seen, last[seen] == index) for index, seen in enumerate(windows)]
+    own = _token_tables(reader, sizes)
+    kinds = [
+        (seen, sharing, index == sizes.count - 1)
+        for index, (seen, sharing) in enumerate(
+            zip(windows, _sharing(reader, windows), strict=True)
+        )
+    ]
 
-    def layer(kind: tuple[int | None, bool]) -> Layer:
-        seen, shares = kind
+    def layer(kind: tuple[int | None, _Sharing, bool]) -> Layer:
+        seen, sharing, last = kind
         inner = _full_sizes(reader, sizes) if seen is None else sizes
+        doubled = sharing.reads and reader.flag("use_double_wide_mlp", False)
+        wide = replace(sizes, width=2 * sizes.width)
         return Layer(
             norm,
-            replace(_attention(reader, inner, seen), shares_states=shares),
+            _attention(reader, inner, seen, sharing),
             norm,
-            block,
+            _block(reader, wide if doubled else sizes, norm),
             attention_out_norm=norm,
             mlp_out_norm=norm,
             recipe="gemma4",
+            token_inputs=None if own is None else _token_inputs(reader, sizes, norm, last),
         )
 
     return model(
@@ -69,10 +84,68 @@ def parse(reader: ConfigReader) -> ModelSpec:
         norm,
         tied=True,
         embedding_scaled=True,
-        buffers=(_SCALE_BYTES,) * (sizes.count + 1),
+        buffers=(_SCALE_BYTES,) * (sizes.count + 1 + (own is not None)),
         masks=(None, window),
         logits_softcap=reader.number("final_logit_softcapping", None) is not None,
         rope_tables=2 * len(set(windows)),
+        token_tables=own,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Sharing:
+    """Whether a layer names its keys and values for others, whether there are any that read them,
+    and whether it is one of these, or the last one."""
+
+    shares: bool
+    is_read: bool
+    reads: bool
+    reads_last: bool
+
+
+def _sharing(reader: ConfigReader, windows: list[int | None]) -> list[_Sharing]:
+    """Return what each layer has to do with others' keys and values: the last layers read those of
+    the last layer of their kind before them."""
+    count = len(windows)
+    shared = reader.count("num_kv_shared_layers", 0)
+    first = count - shared
+    if first < 1 or not set(windows[first:]) <= set(windows[:first]):
+        raise reader.error(
+            "num_kv_shared_layers", shared, "a number that leaves a layer of each kind before them"
+        )
+    named = {seen: index for index, seen in enumerate(windows[:first])}
+    last = {seen: index for index, seen in enumerate(windows)}
+    return [
+        _Sharing(
+            shares=named[seen] == index,
+            is_read=named[seen] == index and last[seen] >= first,
+            reads=index >= first,
+            reads_last=index >= first and last[seen] == index,
+        )
+        for index, seen in enumerate(windows)
+    ]
+
+
+def _token_tables(reader: ConfigReader, sizes: Sizes) -> TokenTables | None:
+    """Return what makes the layers' own inputs; None where there are none."""
+    features = reader.count("hidden_size_per_layer_input", 256)
+    if not features:
+        return None
+    return TokenTables(
+        rows=reader.size("vocab_size_per_layer_input", default=262_144),
+        projection=Linear("per_layer_model_projection", sizes.hidden, sizes.count * features),
+        norm=Norm("rms_pow", features),
+    )
+
+
+def _token_inputs(reader: ConfigReader, sizes: Sizes, norm: Norm, last: bool) -> TokenInputs:
+    features = reader.count("hidden_size_per_layer_input", 256)
+    return TokenInputs(
+        gate=Linear("per_layer_input_gate", sizes.hidden, features),
+        out=Linear("per_layer_projection", features, sizes.hidden),
+        norm=norm,
+        activation=_activation(reader),
+        last=last,
     )
 
 
@@ -88,18 +161,33 @@ def _full_sizes(reader: ConfigReader, sizes: Sizes) -> Sizes:
     return replace(sizes, head_dim=reader.size("global_head_dim", default=512), kv_heads=kv_heads)
 
 
-def _attention(reader: ConfigReader, sizes: Sizes, window: int | None) -> Attention:
+def _attention(
+    reader: ConfigReader, sizes: Sizes, window: int | None, sharing: _Sharing
+) -> Attention:
     bias = reader.flag("attention_bias", False)
     normed = Norm("rms_pow", sizes.head_dim)
     more: dict[str, Any] = {"qk_norm": normed, "window": window, "recipe": "gemma4"}
     block = attention(reader, sizes, bias, bias, **more)
-    shared = window is None and reader.flag("attention_k_eq_v", False)
-    return replace(block, value=None) if shared else block
+    block = replace(
+        block,
+        shares_states=sharing.shares,
+        states_read=sharing.is_read,
+        reads_states=sharing.reads,
+        reads_last=sharing.reads_last,
+    )
+    if sharing.reads:
+        return replace(block, key=None, value=None)
+    same = window is None and reader.flag("attention_k_eq_v", False)
+    return replace(block, value=None) if same else block
+
+
+def _activation(reader: ConfigReader) -> str:
+    return reader.text("hidden_activation", "gelu_pytorch_tanh")
 
 
 def _block(reader: ConfigReader, sizes: Sizes, norm: Norm) -> Mlp | Moe:
     """Return the MLP, with the experts that run beside it where there are any."""
-    activation = reader.text("hidden_activation", "gelu_pytorch_tanh")
+    activation = _activation(reader)
     dense = gated_mlp(sizes, activation)
     if not reader.flag("enable_moe_block", False):
         return dense

@@ -8,7 +8,7 @@ from estimator.spec.attention import Attention, Latent
 from estimator.spec.linears import Linear, Norm
 from estimator.spec.mixers import DeltaNet, Mixer, SelectiveScan, ShortConv, State, StateSpaceDual
 from estimator.spec.mlp import Mlp, Moe
-from estimator.spec.model import HeadTransform, Layer, ModelSpec
+from estimator.spec.model import HeadTransform, Layer, ModelSpec, TokenInputs, TokenTables
 
 __all__ = [
     "Attention",
@@ -26,4 +26,6 @@ __all__ = [
     "ShortConv",
     "State",
     "StateSpaceDual",
+    "TokenInputs",
+    "TokenTables",
 ]

@@ -100,6 +100,12 @@ class Attention:
 
     shares_states: bool = False
     """Whether the model's code names its keys and values while the layers run (Gemma 4)."""
+    states_read: bool = False
+    """Whether later layers attend to those."""
+    reads_states: bool = False
+    """Whether it attends to an earlier layer's keys and values, and has none of its own."""
+    reads_last: bool = False
+    """Whether it is the last layer that reads those."""
 
     @property
     def parameters_apart(self) -> tuple[int, ...]:
@@ -119,8 +125,10 @@ class Attention:
         return self.value_dim or self.head_dim
 
     @property
-    def cached_features(self) -> tuple[int, int]:
+    def cached_features(self) -> tuple[int, ...]:
         """Features a token of the two tensors that a cache keeps: keys and values, or latents."""
+        if self.reads_states:
+            return ()
         if self.latent is not None:
             return self.latent.rank, self.latent.rope_dim
         return self.kv_heads * self.head_dim, self.kv_heads * self.value_size
@@ -138,6 +146,8 @@ class Attention:
             return behind
         if self.norm_by_head:
             return (*(self.qk_norm,) * (self.heads + self.kv_heads), *behind)
+        if self.reads_states:
+            return (self.qk_norm, *behind)
         return (self.qk_norm, self.key_norm or self.qk_norm, *behind)
 
     @property

@@ -11,6 +11,46 @@ from estimator.spec.mlp import Mlp, Moe
 
 
 @dataclass(frozen=True, slots=True)
+class TokenInputs:
+    """A layer's own input by token, beside the stream: gated, projected, normalized and added.
+
+    `gate` makes as many features of the hidden states as the input has, `out` the hidden size of
+    their product. `last` is whether no later layer has such an input.
+
+    Source: transformers/models/gemma4/modeling_gemma4.py, `Gemma4TextDecoderLayer.forward`.
+    """
+
+    gate: Linear
+    out: Linear
+    norm: Norm
+    activation: str
+    last: bool = False
+
+    @property
+    def features(self) -> int:
+        """Features a token."""
+        return self.gate.outputs
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTables:
+    """What makes the layers' own inputs (`TokenInputs`): all layers' features side by side.
+
+    They are looked up in a table of `rows` tokens, and added to what `projection` makes of the
+    embeddings, normalized layer by layer.
+    """
+
+    rows: int
+    projection: Linear
+    norm: Norm
+
+    @property
+    def features(self) -> int:
+        """Features a token, of all layers."""
+        return self.projection.outputs
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
     """A decoder layer: norm, attention, residual, norm, MLP, residual.
 
@@ -48,6 +88,8 @@ class Layer:
     recipe: str = "pre_norm"
     """Which code runs the layer: `pre_norm`, or a key of `LAYERS` in
     estimator/architecture/layer.py."""
+    token_inputs: TokenInputs | None = None
+    """The layer's own input by token (Gemma 4's small models)."""
 
     @property
     def blocks(self) -> tuple[Attention, ...]:
@@ -60,7 +102,9 @@ class Layer:
         """Its linears in the order in which they run."""
         attention = tuple(linear for block in self.blocks for linear in block.linears)
         mlp = () if self.mlp is None else self.mlp.linears
-        return (*attention, *self.idle_linears, *mlp)
+        own = self.token_inputs
+        beside = () if own is None else (own.gate, own.out)
+        return (*attention, *self.idle_linears, *mlp, *beside)
 
     @property
     def idle_linears(self) -> tuple[Linear, ...]:
@@ -73,6 +117,8 @@ class Layer:
         around = (self.input_norm, self.post_norm, self.attention_out_norm, self.mlp_out_norm)
         own = tuple(norm for block in self.blocks for norm in block.norms)
         own += tuple(module for module in self.idle if isinstance(module, Norm))
+        if self.token_inputs is not None:
+            own += (self.token_inputs.norm,)
         return (*own, *(norm for norm in around if norm is not None))
 
     @property
@@ -181,6 +227,8 @@ class ModelSpec:
     for its own code, which needs more memory."""
     decodes_alone: bool = False
     """Whether its code mixes sequences up where more than one decodes (Falcon-H1's norm)."""
+    token_tables: TokenTables | None = None
+    """What makes the layers' own inputs by token (Gemma 4's small models)."""
     returns_probabilities: bool = False
     """Whether layers return eager attention's probabilities, which the model's loop then holds
     until the next layer returns (GPT-J)."""
@@ -189,7 +237,8 @@ class ModelSpec:
     def outer_linears(self) -> tuple[Linear, ...]:
         """Linears outside the layers that adapters sit on and that are quantized."""
         before_head = None if self.head_transform is None else self.head_transform.dense
-        outer = (self.project_in, self.project_out, before_head)
+        beside = None if self.token_tables is None else self.token_tables.projection
+        outer = (self.project_in, self.project_out, beside, before_head)
         return tuple(linear for linear in outer if linear is not None)
 
     @property
@@ -236,6 +285,11 @@ class ModelSpec:
     def parameter_counts(self) -> Iterator[int]:
         """Yield the elements of each parameter that may train, in module order, tied ones once."""
         yield self.vocab_size * self.embedding_size
+        if self.token_tables is not None:
+            tables = self.token_tables
+            yield tables.rows * tables.features
+            yield tables.projection.weight_count
+            yield from tables.norm.shapes
         for projection in (self.project_in, self.project_out):
             if projection is not None:
                 yield projection.weight_count

@@ -50,7 +50,7 @@ DELTA = {
     "linear_key_head_dim": 32,
     "linear_value_head_dim": 32,
 }
-GEMMA4 = {
+GEMMA4: dict[str, Any] = {
     "head_dim": 32,
     "global_head_dim": 64,
     "num_key_value_heads": 4,
@@ -132,6 +132,18 @@ FAMILIES: dict[str, dict[str, Any]] = {
         **GEMMA4,
         "enable_moe_block": True,
         "top_k_experts": 2,
+    },
+    "gemma4_text, inputs by token": {
+        "model_type": "gemma4_text",
+        **SIZES,
+        **GEMMA4,
+        "attention_k_eq_v": False,
+        "num_hidden_layers": 6,
+        "layer_types": [*GEMMA4["layer_types"][1:], *["sliding_attention"] * 3, "full_attention"],
+        "hidden_size_per_layer_input": 64,
+        "vocab_size_per_layer_input": 400,
+        "num_kv_shared_layers": 3,
+        "use_double_wide_mlp": True,
     },
     "ernie4_5_moe": {
         "model_type": "ernie4_5_moe",

@@ -275,3 +275,50 @@ def test_caches_that_fail_are_refused(model_type: str) -> None:
 def test_jitter_has_no_formula() -> None:
     with pytest.raises(UnsupportedError, match="gpumem trace"):
         spec_of({"model_type": "minimax_m2", "router_jitter_noise": 0.1})
+
+
+GEMMA4: dict[str, Any] = {
+    "model_type": "gemma4_text",
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "hidden_size_per_layer_input": 16,
+    "vocab_size_per_layer_input": 300,
+    "vocab_size": 500,
+}
+
+
+def test_layers_that_read_others_keys_have_none_and_cache_none() -> None:
+    own, shared = spec_of(GEMMA4), spec_of(GEMMA4, num_kv_shared_layers=2)
+    missing = 0
+    for layer in own.layers[2:]:
+        block = layer.attention
+        assert block.key is not None
+        # Keys and values, and the keys' norm.
+        missing += 2 * block.key.weight_count + block.head_dim
+    assert own.parameters - shared.parameters == missing
+    cached = [layer.attention.cached_features for layer in shared.layers]
+    assert cached == [(64, 64), (1024, 1024), (), ()]
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_layers_read_keys_of_a_layer_of_their_kind_only(count: int) -> None:
+    with pytest.raises(ModelError, match=f"num_kv_shared_layers is {count}, but must be"):
+        spec_of(GEMMA4, num_kv_shared_layers=count)
+
+
+def test_inputs_by_token_take_a_table_that_no_quantization_shrinks() -> None:
+    more = spec_of(GEMMA4).parameters - spec_of(GEMMA4, hidden_size_per_layer_input=0).parameters
+    table, projection, norm = 300 * 4 * 16, 128 * 4 * 16, 16
+    assert more == table + projection + norm + 4 * (2 * 128 * 16 + 128)
+    for quantization in (None, "nf4"):
+        wider, narrower = (
+            inventory(spec_of(GEMMA4, vocab_size_per_layer_input=rows), None) for rows in (301, 300)
+        )
+        case = Case(model=GEMMA4, quantization=quantization)
+        bytes_more = weights(case, wider).requested_bytes - weights(case, narrower).requested_bytes
+        assert bytes_more == 2 * 4 * 16
