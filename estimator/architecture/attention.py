@@ -75,6 +75,9 @@ def _project(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Tens
     if at_once:
         key = _key_normed(tape, key, spec, ctx)
     value = linear(tape, x, spec.value, ctx)
+    if spec.value_scaled:
+        projected, value = value, scale(tape, value)
+        tape.drop(projected)
     if spec.norm_after_projections:
         query, key = _normed(tape, query, key, spec, ctx)
     return query, key, value

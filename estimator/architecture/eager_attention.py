@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from estimator.architecture.context import AMP_WIDTH, Context
 from estimator.architecture.parts import capped, cast, dropout, operands, product_input, scale
-from estimator.architecture.sinks import softmax_with_sinks
+from estimator.architecture.sinks import shifted_softmax, softmax_with_sinks
 from estimator.architecture.tape import NEW, PASS, Tape, Tensor
 from estimator.spec import Attention
 
@@ -63,12 +63,18 @@ def eager_attention(
         tape.drop(scores)
         scores = biased
     held: tuple[Tensor, ...] = ()
-    if spec.sinks:
-        probabilities, held = softmax_with_sinks(tape, scores, spec, ctx)
+    if spec.eager == "shifted":
+        probabilities = shifted_softmax(tape, scores, spec, ctx)
     else:
-        probabilities = softmax(tape, scores, spec, ctx, query.width)
-    tape.drop(scores)
+        if spec.sinks:
+            probabilities, held = softmax_with_sinks(tape, scores, spec, ctx)
+        else:
+            probabilities = softmax(tape, scores, spec, ctx, query.width)
+        tape.drop(scores)
     weights = dropout(tape, probabilities, spec.dropout, ctx)
+    if spec.eager == "shifted":
+        wide, weights = weights, cast(tape, weights, value.width)
+        tape.drop(wide)
     tape.probabilities_width = weights.width
     tape.drop(probabilities)
     w_read, v_read = product_input(tape, weights, ctx), product_input(tape, values, ctx)

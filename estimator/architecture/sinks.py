@@ -1,6 +1,6 @@
 """Formulas of attention sinks: a learned score a head beside the keys', in eager attention.
 
-Source: transformers/models/gpt_oss/modeling_gpt_oss.py, `eager_attention_forward`.
+Source: `eager_attention_forward` in transformers/models/{gpt_oss,mimo_v2_flash}/modeling_*.py.
 """
 
 from __future__ import annotations
@@ -30,3 +30,30 @@ def softmax_with_sinks(
     probabilities = tape.op(shifted.count, width, (shifted,), saves_out=True)
     cut = tape.view(probabilities, scores.count, probabilities.size)
     return cut, (shifted, probabilities)
+
+
+def shifted_softmax(tape: Tape, scores: Tensor, spec: Attention, ctx: Context) -> Tensor:
+    """MiMo's softmax of the scores (consumed), less the highest, in their own dtype.
+
+    Sinks, where the layer has them, are joined to the scores and cut off again.
+    """
+    rows = ctx.batch * spec.heads * ctx.queries
+    given = scores
+    if spec.sinks:
+        sink = parameter(spec.heads, ctx.width, ctx.full)
+        spread = tape.view(sink, rows, sink.size)
+        width = max(given.width, spread.width)
+        grads = tuple(PASS if one.width == width else NEW for one in (given, spread))
+        joined = tape.op(rows * (ctx.keys + 1), width, (given, spread), grads=grads)
+        tape.drop(given)
+        given = joined
+    highest = tape.op(rows, given.width, (given,), aux=(8 * rows,), grads=(given.size,))
+    shifted = tape.op(given.count, given.width, (given, highest), grads=(PASS, NEW))
+    tape.drop(given, highest)
+    probabilities = tape.op(shifted.count, shifted.width, (shifted,), saves_out=True)
+    tape.drop(shifted)
+    if not spec.sinks:
+        return probabilities
+    cut = tape.view(probabilities, scores.count, probabilities.size)
+    tape.drop(probabilities)
+    return cut

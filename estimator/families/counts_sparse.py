@@ -1,12 +1,11 @@
-"""Parameter counts of JetMoE, DeepSeek-V3.2, GLM-5 and MiMo-V2-Flash: experts, sparse attention.
+"""Parameter counts of JetMoE, DeepSeek-V3.2 and GLM-5: experts, sparse attention.
 
-Source: transformers/models/{jetmoe,deepseek_v32,glm_moe_dsa,mimo_v2_flash}/
+Source: transformers/models/{jetmoe,deepseek_v32,glm_moe_dsa}/
 {modeling,configuration}_*.py.
 """
 
 from __future__ import annotations
 
-from estimator.families.blocks import every, layer_windows
 from estimator.families.counts import (
     check_length,
     embeddings,
@@ -112,31 +111,3 @@ def _indexers(reader: ConfigReader, count: int) -> int:
         if reader.config.get(name) not in (None, 1):
             raise reader.unsupported(name)
     return count
-
-
-def count_mimo_v2_flash(reader: ConfigReader) -> int:
-    """MiMoV2FlashForCausalLM: sliding layers have twice the key heads, and sinks."""
-    hidden = reader.size("hidden_size", default=4096)
-    heads = reader.size("num_attention_heads", default=64)
-    kv_heads = reader.size("num_key_value_heads", default=4)
-    d = reader.size("head_dim", default=192)
-    value = reader.size("v_head_dim", default=128)
-    if reader.flag("attention_bias", False):
-        raise reader.unsupported("attention_bias")
-    count = layer_count(reader, 48)
-    slides = every(count, 6)
-    slides[0] = False
-    windows = layer_windows(reader, count, 1, slides)
-    sparse = by_mlp_type(reader, count, after_first(reader, count, 1))
-    dense = gated_mlp(hidden, reader.size("intermediate_size", default=16384))
-    width = reader.size("moe_intermediate_size", default=2048)
-    mixture = experts(
-        hidden, width, reader.size("n_routed_experts", "num_local_experts", default=256)
-    )
-    total = hidden + embeddings(reader, reader.size("vocab_size", default=152576), hidden, False)
-    for window, mixed in zip(windows, sparse, strict=True):
-        total += linear(hidden, heads * d) + linear(heads * value, hidden) + 2 * hidden
-        total += mixture if mixed else dense
-        total += (1 if window is None else 2) * linear(hidden, kv_heads * (d + value))
-        total += 0 if window is None else heads
-    return total

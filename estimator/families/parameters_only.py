@@ -17,7 +17,6 @@ from estimator.families.counts_recurrent import (
 from estimator.families.counts_seq2seq import count_decoder
 from estimator.families.counts_sparse import (
     count_jetmoe,
-    count_mimo_v2_flash,
     count_sparse_latent,
 )
 from estimator.families.counts_zamba import count_zamba, count_zamba2
@@ -37,7 +36,6 @@ COUNTERS: dict[str, Callable[[ConfigReader], int]] = {
     "jetmoe": count_jetmoe,
     "deepseek_v32": count_sparse_latent,
     "glm_moe_dsa": count_sparse_latent,
-    "mimo_v2_flash": count_mimo_v2_flash,
     "mvp": count_decoder,
     "pegasus": count_decoder,
     "bigbird_pegasus": count_decoder,

@@ -55,7 +55,8 @@ class Attention:
     rotary: bool = True
     dropout: float = 0.0
     eager: str = "fp32_softmax"
-    """How the eager path computes its softmax: `fp32_softmax` (Llama) or `plain` (GPT-2)."""
+    """How the eager path computes its softmax: `fp32_softmax` (Llama), `plain` (GPT-2), or
+    `shifted`, of what the highest score is subtracted from (MiMo)."""
     rotary_dim: int | None = None
     """Features of a head that positions rotate; None for all of them."""
     recipe: str = "standard"
@@ -76,6 +77,8 @@ class Attention:
     """Whether the query's projection is multiplied by the scale at once (OPT)."""
     key_multiplied: bool = False
     """Whether the key's projection is multiplied by a number at once (Falcon-H1)."""
+    value_scaled: bool = False
+    """Whether the value's projection is multiplied by a number (MiMo)."""
     query_scaled: bool = False
     """Whether rotated queries are multiplied by a factor of their position (Ministral 3)."""
     softcap: bool = False

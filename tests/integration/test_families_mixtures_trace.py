@@ -145,6 +145,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "num_kv_shared_layers": 3,
         "use_double_wide_mlp": True,
     },
+    "mimo_v2_flash": {
+        "model_type": "mimo_v2_flash",
+        **GROUPED,
+        "head_dim": 48,
+        "v_head_dim": 32,
+        "sliding_window": 128,
+        "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+    },
     "ernie4_5_moe": {
         "model_type": "ernie4_5_moe",
         **ROUTED,

@@ -25,6 +25,7 @@ TYPES = (
     "gpt_oss",
     "hunyuan_v1_moe",
     "llama4_text",
+    "mimo_v2_flash",
     "minicpm3",
     "minimax_m2",
     "phimoe",
@@ -322,3 +323,15 @@ def test_inputs_by_token_take_a_table_that_no_quantization_shrinks() -> None:
         case = Case(model=GEMMA4, quantization=quantization)
         bytes_more = weights(case, wider).requested_bytes - weights(case, narrower).requested_bytes
         assert bytes_more == 2 * 4 * 16
+
+
+def test_sliding_layers_of_mimo_have_sinks_and_twice_the_key_heads() -> None:
+    full, sliding = spec_of({"model_type": "mimo_v2_flash"}).layers[:2]
+    assert (full.attention.kv_heads, sliding.attention.kv_heads) == (4, 8)
+    assert (full.attention.sinks, sliding.attention.sinks) == (False, True)
+    assert full.attention.cached_features == (4 * 192, 4 * 128)
+
+
+def test_mimo_refuses_key_heads_whose_double_does_not_divide() -> None:
+    with pytest.raises(ModelError, match="num_key_value_heads is 64, but must be a divisor"):
+        spec_of({"model_type": "mimo_v2_flash", "num_key_value_heads": 64})
