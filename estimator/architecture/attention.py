@@ -15,6 +15,7 @@ from estimator.architecture.quantized_cache import quantized_update
 from estimator.architecture.rotary import rotate_states
 from estimator.architecture.static_cache import fill_slots
 from estimator.architecture.tape import Tape, Tensor
+from estimator.architecture.widths import promoted
 from estimator.spec import Attention
 
 
@@ -164,7 +165,7 @@ def grow_cache(
         return read
     made = []
     # An empty tensor of the keys' dtype comes first: what is narrower is joined in that.
-    width = max(key.width, value.width)
+    width = promoted(key.width, value.width)
     for features in spec.cached_features:
         row = ctx.batch * features
         made.append(tape.new(row * ctx.keys, width, component="kv_cache"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from estimator.architecture.widths import HALF, OTHER_HALF
 from estimator.case import Case, Lora
 from estimator.spec import Layer, Linear
 from estimator.stacks import STACKS, TODAY, Stack
@@ -14,8 +15,6 @@ WIDTHS = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 AMP_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 """What autocast computes in."""
-
-AMP_WIDTH = 2
 
 MAX_FLASH_HEAD = 256
 
@@ -58,6 +57,10 @@ class Context:
     """Bytes of an element in which quantized linears compute: the dtype as loaded."""
     amp: str | None = None
     """`bfloat16` or `float16` under autocast."""
+    amp_width: int = HALF
+    """What autocast computes in, as a width: see widths.py."""
+    loaded: str = "bfloat16"
+    """The dtype of the weights as loaded."""
     mask_width: int | None = None
     """Bytes of an element of the masks that layers share, where autocast makes `width` another."""
     remembers: bool = False
@@ -104,6 +107,13 @@ class Context:
         """Bytes of an element of the embeddings' and the head's weights."""
         return self.width if self.loaded_width is None else self.loaded_width
 
+    def is_fp16(self, width: int) -> bool:
+        """Whether a tensor of this width is fp16."""
+        if width == OTHER_HALF:
+            return self.amp == "float16"
+        half = self.amp if self.loaded == "float32" else self.loaded
+        return width == HALF and half == "float16"
+
     @property
     def adapter_width(self) -> int:
         """Bytes of an adapter's element: peft makes them fp32 on a half-precision base."""
@@ -133,6 +143,13 @@ def compute_width(case: Case) -> int:
     return 4 if wide else WIDTHS[case.dtype]
 
 
+def amp_width(case: Case) -> int:
+    """Return what autocast computes in, as a width: see widths.py."""
+    if case.mixed_precision is None or case.dtype == "float32":
+        return HALF
+    return HALF if AMP_DTYPES[case.mixed_precision] == case.dtype else OTHER_HALF
+
+
 def training_context(case: Case) -> Context:
     """Return the context of a training step: S queries and keys, no cache.
 
@@ -159,6 +176,8 @@ def training_context(case: Case) -> Context:
         double_quantization=case.double_quantization,
         compute_width=compute_width(case),
         amp=None if case.mixed_precision is None else AMP_DTYPES[case.mixed_precision],
+        amp_width=amp_width(case),
+        loaded=case.dtype,
         stack=stack_of(case),
         loaded_width=loaded if norms and not prepared(case) else None,
     )
@@ -208,6 +227,8 @@ def inference_context(case: Case, queries: int, keys: int, held_keys: int = 0) -
         double_quantization=case.double_quantization,
         compute_width=compute_width(case),
         amp=None if case.mixed_precision is None else AMP_DTYPES[case.mixed_precision],
+        amp_width=amp_width(case),
+        loaded=case.dtype,
         remembers=case.mixed_precision is not None and case.lora is None,
         stack=stack_of(case),
     )

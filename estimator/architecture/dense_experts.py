@@ -18,6 +18,7 @@ from estimator.architecture.parts import (
     product_input,
 )
 from estimator.architecture.tape import NEW, PASS, Tape, Tensor
+from estimator.architecture.widths import promoted
 from estimator.spec import Moe
 
 
@@ -31,7 +32,7 @@ def dense_mixture(tape: Tape, x: Tensor, spec: Moe, ctx: Context) -> Tensor:
     column = tape.op(scores.count, scores.width, (scores,), grads=(PASS,))
     saves = operands(repeated, column)
     temporaries = (repeated.size,) if column.grad else ()
-    width = max(repeated.width, column.width)
+    width = promoted(repeated.width, column.width)
     routed = tape.op(every, width, (column, repeated), saves, temporaries=temporaries)
     tape.drop(repeated, column)
     outputs = _experts(tape, routed, spec, ctx)

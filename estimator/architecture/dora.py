@@ -22,6 +22,7 @@ from estimator.architecture.parts import (
 )
 from estimator.architecture.quantized import BLOCK_4BIT
 from estimator.architecture.tape import PASS, Tape, Tensor
+from estimator.architecture.widths import promoted
 from estimator.spec import Linear
 from estimator.units import ceil_div
 
@@ -92,7 +93,7 @@ def _row_norms(tape: Tape, added: Tensor, weight: Tensor, spec: Linear) -> Tenso
     """|W + scaling * BA| of each row [out]: nothing of it requires grad."""
     constant = Tensor(added.count, added.width, False, added.storage)
     scaled = scale(tape, constant)
-    both = tape.op(scaled.count, max(scaled.width, weight.width))
+    both = tape.op(scaled.count, promoted(scaled.width, weight.width))
     tape.drop(scaled)
     norms = tape.op(spec.outputs, both.width)
     tape.drop(both)
@@ -130,7 +131,7 @@ def _scaled_parts(tape: Tape, factor: Tensor, base: Tensor, learned: Tensor) -> 
 
 def _rows_multiplied(tape: Tape, factor: Tensor, x: Tensor) -> Tensor:
     """`factor * x`: the gradients of both are as large as the product before they are reduced."""
-    width = max(factor.width, x.width)
+    width = promoted(factor.width, x.width)
     wide = tape.view(x, x.count, x.size if x.width < width else PASS)
     repeated = tape.view(factor, x.count, factor.size)
     wide.width = repeated.width = width

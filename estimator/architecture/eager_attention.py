@@ -6,10 +6,11 @@ aten/src/ATen/native/LinearAlgebra.cpp, `matmul`.
 
 from __future__ import annotations
 
-from estimator.architecture.context import AMP_WIDTH, Context
+from estimator.architecture.context import Context
 from estimator.architecture.parts import capped, cast, dropout, operands, product_input, scale
 from estimator.architecture.sinks import shifted_softmax, softmax_with_sinks
 from estimator.architecture.tape import NEW, PASS, Tape, Tensor
+from estimator.architecture.widths import promoted
 from estimator.spec import Attention
 
 
@@ -46,7 +47,7 @@ def eager_attention(
     fused = spec.groups == 1 and not by_head and key.storage is query.storage
     copied = B > 1 or fused
     copy_queries = copied and not by_head
-    width = ctx.width if ctx.amp is None else AMP_WIDTH
+    width = ctx.width if ctx.amp is None else ctx.amp_width
     q_read, k_read = product_input(tape, query, ctx), product_input(tape, keys, ctx)
     q_mat = laid_out(tape, q_read, B * Q * a * d) if copy_queries else tape.alias(q_read)
     copy_values = copied and not repeated and not (ctx.cached and spec.groups == 1)
@@ -106,7 +107,7 @@ def operand(tape: Tape, x: Tensor, ctx: Context, copied: bool) -> Tensor:
 def fp32_softmax(tape: Tape, scores: Tensor, ctx: Context) -> Tensor:
     """Softmax in fp32, which saves its output: fp16 is read by the kernel itself, bf16 is copied
     to fp32 before."""
-    fused = (ctx.amp or ctx.half) == "float16"
+    fused = ctx.is_fp16(scores.width)
     read = tape.alias(scores) if fused else cast(tape, scores, 4)
     out = tape.op(scores.count, 4, (read,), saves_out=True)
     tape.drop(read)
@@ -115,7 +116,7 @@ def fp32_softmax(tape: Tape, scores: Tensor, ctx: Context) -> Tensor:
 
 def add_mask(tape: Tape, scores: Tensor, mask_width: int = 0) -> Tensor:
     """`scores + mask`: a new tensor that passes its gradient on, cast where the mask is wider."""
-    width = max(scores.width, mask_width)
+    width = promoted(scores.width, mask_width)
     grads = (PASS if width == scores.width else NEW,)
     return tape.op(scores.count, width, (scores,), grads=grads)
 

@@ -171,13 +171,6 @@ def _refuse(case: Case, spec: ModelSpec) -> None:
             spec.decodes_alone and case.batch_size > 1 and (case.max_new_tokens or 1) > 1
         ),
         f"stack {case.stack!r} with other norms than RMSNorm": _norms_unknown(case, spec),
-        f"{case.dtype} weights under autocast to {case.mixed_precision}": (
-            case.dtype != "float32" and case.mixed_precision not in (None, _HALVES[case.dtype])
-        ),
-        f"loss {case.loss!r} under autocast to another half type than the weights'": (
-            case.loss != "standard"
-            and case.mixed_precision not in (None, _HALVES.get(case.dtype, case.mixed_precision))
-        ),
         f"stack {case.stack!r} without autocast on a quantized base that was not prepared, whose "
         "fp32 hidden states no head in half precision multiplies": _head_too_narrow(case),
         "DoRA on stacked experts (peft has none)": _dora_experts(case, spec),
@@ -203,9 +196,6 @@ def _unknown_activations(spec: ModelSpec) -> list[str]:
         if not known_activation(name) or (name == "xielu" and not alone):
             unknown.append(name)
     return unknown
-
-
-_HALVES = {"bfloat16": "bf16", "float16": "fp16"}
 
 
 def _dora_experts(case: Case, spec: ModelSpec) -> bool:

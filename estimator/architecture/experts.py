@@ -20,6 +20,7 @@ from estimator.architecture.expert_adapters import (
 from estimator.architecture.gates import gated
 from estimator.architecture.parts import cast, parameter, product_input
 from estimator.architecture.tape import PASS, Tape, Tensor
+from estimator.architecture.widths import promoted
 from estimator.spec import Moe
 
 
@@ -160,7 +161,7 @@ def _weighted(tape: Tape, x: Tensor, scores: Tensor, ctx: Context) -> Tensor:
     Backward makes both products in full before the engine sums the scores' and casts x's, which it
     does before the node lets go of what it saved; checkpointing's nodes let go of it at once.
     """
-    width = max(x.width, scores.width)
+    width = promoted(x.width, scores.width)
     if not ctx.checkpointing:
         casts = 1 if width != x.width else 0
         full = (x.count * width,) * ((1 if scores.grad else 0) + casts)

@@ -148,7 +148,7 @@ def _eager(
         held = (raw, wide, biased)
         scores = biased
     masked = add_mask(tape, scores, ctx.width)
-    fused = ctx.amp == "float16" and width == 4
+    fused = ctx.is_fp16(masked.width) and width == 4
     narrow = tape.alias(masked) if fused else cast(tape, masked, width)
     probabilities = tape.op(count, width, (narrow,), saves_out=True)
     tape.drop(masked, narrow)

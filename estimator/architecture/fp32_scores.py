@@ -24,6 +24,7 @@ from estimator.architecture.parts import (
 )
 from estimator.architecture.rotary import rotate
 from estimator.architecture.tape import PASS, Tape, Tensor
+from estimator.architecture.widths import promoted
 from estimator.spec import Attention, Layer
 
 _Held = tuple[Tensor, ...]
@@ -127,7 +128,7 @@ def _rotated(
         tape.drop(first, *repeated)
     joined = []
     for first, rest in zip(turned, parts[1::2], strict=True):
-        width = max(first.width, rest.width)
+        width = promoted(first.width, rest.width)
         grads = tuple(PASS if part.width == width else -1 for part in (first, rest))
         joined.append(tape.op(query.count, width, (first, rest), grads=grads))
     return joined[1], joined[0], (query, key, tables, *turned, *parts[1::2])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from estimator.architecture.context import AMP_WIDTH, Context
+from estimator.architecture.context import Context
 from estimator.architecture.events import Storage
 from estimator.architecture.tape import Tape, Tensor
 from estimator.gpus import find_gpu
@@ -97,8 +97,8 @@ class _Liger:
         factor = ceil_div(V, _LIGER_BUDGETS.get(self.spec.model_type, 1) * H)
         C = min(1 << (ceil_div(T, factor) - 1).bit_length(), T)
         weight_width = ctx.outer_width
-        in_place = x.width == weight_width and ctx.amp in (None, ctx.half)
-        width = AMP_WIDTH if ctx.amp else x.width
+        in_place = x.width == weight_width and (ctx.amp is None or ctx.amp_width == weight_width)
+        width = ctx.amp_width if ctx.amp else x.width
         buffer = tape.new(C * V, width, component="logits") if in_place else None
         cached = None
         # A chunk leaves nothing but autocast's cached weight, so the third is like the second.
@@ -130,7 +130,7 @@ class _Liger:
         """In place for half precision since Ampere; else the product in full, and that in fp32."""
         weight_width = self.ctx.outer_width
         given = self._cast(tape, count, given_width)
-        if width == AMP_WIDTH and weight_width in (4, width) and not self.old_card:
+        if width == self.ctx.amp_width and weight_width in (4, width) and not self.old_card:
             tape.drop(given)
             return
         product = tape.new(self.spec.head.weight_count, width, component=None)
@@ -140,7 +140,8 @@ class _Liger:
 
     def _cast(self, tape: Tape, count: int, width: int) -> Tensor | None:
         """A copy in half precision of `count` elements, where autocast makes one."""
-        return tape.new(count, AMP_WIDTH) if self.ctx.amp and width != AMP_WIDTH else None
+        ctx = self.ctx
+        return tape.new(count, ctx.amp_width) if ctx.amp and width != ctx.amp_width else None
 
     def returned(self, tape: Tape) -> None:
         """The loss is all that there is."""
@@ -224,7 +225,7 @@ class _Chunked:
             named: whether a tile's cast weight is named, and so lives until the next one is there.
         """
         ctx, H = self.ctx, self._hidden
-        width = AMP_WIDTH if ctx.amp else self._width
+        width = ctx.amp_width if ctx.amp else self._width
         buffer = tape.new(
             min(self._rows, TOKEN_CHUNK) * VOCABULARY_CHUNK, width, component="logits"
         )
@@ -246,7 +247,8 @@ class _Chunked:
         return buffer, (given, weight)
 
     def _cast(self, tape: Tape, count: int, width: int) -> Tensor | None:
-        return tape.new(count, AMP_WIDTH) if self.ctx.amp and width != AMP_WIDTH else None
+        ctx = self.ctx
+        return tape.new(count, ctx.amp_width) if ctx.amp and width != ctx.amp_width else None
 
     def returned(self, tape: Tape) -> None:
         """SFTTrainer's own sum of the log-probabilities, and its metrics."""

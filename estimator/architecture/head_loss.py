@@ -11,7 +11,7 @@ from typing import Protocol
 from estimator.architecture import layer as blocks
 from estimator.architecture import older
 from estimator.architecture.autograd import run_backward
-from estimator.architecture.context import AMP_WIDTH, Context
+from estimator.architecture.context import Context
 from estimator.architecture.events import Event, Storage
 from estimator.architecture.fused_losses import FusedLoss, fused_loss
 from estimator.architecture.tape import Tape, Tensor
@@ -73,7 +73,7 @@ class _Standard:
     @property
     def table_viewed(self) -> bool:
         # Under autocast the head's part was cast to fp32: a tensor of its own, and no view.
-        return self.ctx.amp is None or self.ctx.width == AMP_WIDTH
+        return self.ctx.amp is None or self.ctx.width == self.ctx.amp_width
 
     def forward(self, tape: Tape, x: Tensor) -> tuple[list[Event], list[Event]]:
         spec, ctx = self.spec, self.ctx

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from estimator.architecture.context import AMP_WIDTH, MAX_FLASH_HEAD, Context
+from estimator.architecture.context import MAX_FLASH_HEAD, Context
 from estimator.architecture.eager_attention import eager_attention, expand_head, repeat_heads
 from estimator.architecture.parts import cast
 from estimator.architecture.recomputation import recomputed
@@ -97,7 +97,7 @@ def _attend(
 ) -> tuple[Tensor, Tensor | None]:
     if ctx.amp is not None and ctx.attention != "eager":
         return _in_half(tape, query, key, value, spec, ctx, by_head), None
-    if ctx.attention == "flash_attention_2" and query.width > AMP_WIDTH:
+    if ctx.attention == "flash_attention_2" and query.width > ctx.amp_width:
         return _in_half(tape, query, key, value, spec, ctx, by_head), None
     chosen = kernel(spec, ctx)
     if ctx.slots and ctx.attention == "sdpa" and not masked(spec, ctx):
@@ -136,7 +136,7 @@ def _in_half(
     hands on in fp32 (modeling_flash_attention_utils.py, `fa_peft_integration_check`).
     """
     half = ctx.amp or "bfloat16"
-    inner = replace(ctx, width=AMP_WIDTH, half=half, amp=None, mask_width=ctx.width)
+    inner = replace(ctx, width=ctx.amp_width, half=half, amp=None, mask_width=ctx.width)
     cuts = bool(ctx.slots) and ctx.attention == "sdpa" and not masked(spec, ctx)
     if cuts:
         inner = replace(inner, keys=ctx.queries, slots=0)
@@ -147,9 +147,9 @@ def _in_half(
         tape.drop(keys, values)
         keys, values = repeat(tape, key, spec), repeat(tape, value, spec)
     counts = [ctx.batch * inner.keys * spec.kv_heads * n for n in (spec.head_dim, spec.value_size)]
-    q = cast(tape, query, AMP_WIDTH)
+    q = cast(tape, query, ctx.amp_width)
     k, v = (
-        _cut_cast(tape, x, count if cuts and not repeats else x.count)
+        _cut_cast(tape, x, count if cuts and not repeats else x.count, ctx.amp_width)
         for x, count in zip((keys, values), counts, strict=True)
     )
     if repeats:
@@ -168,10 +168,10 @@ def _in_half(
     return copy
 
 
-def _cut_cast(tape: Tape, x: Tensor, count: int) -> Tensor:
-    """The first `count` elements in half precision."""
+def _cut_cast(tape: Tape, x: Tensor, count: int, width: int) -> Tensor:
+    """The first `count` elements in `width` bytes an element."""
     cut = tape.alias(x) if count == x.count else tape.view(x, count, x.size)
-    out = cast(tape, cut, AMP_WIDTH)
+    out = cast(tape, cut, width)
     tape.drop(cut)
     return out
 

@@ -13,6 +13,7 @@ from estimator.architecture.norms import norm
 from estimator.architecture.pair_rotary import ROTATIONS
 from estimator.architecture.parts import linear
 from estimator.architecture.tape import NEW, PASS, Tape, Tensor
+from estimator.architecture.widths import promoted
 from estimator.spec import Attention, Latent
 
 
@@ -75,6 +76,6 @@ def _expanded(
 
 def _joined(tape: Tape, count: int, plain: Tensor, turned: Tensor) -> Tensor:
     """The parts of each head, copied together in the wider's type."""
-    width = max(plain.width, turned.width)
+    width = promoted(plain.width, turned.width)
     grads = tuple(PASS if part.width == width else NEW for part in (plain, turned))
     return tape.op(count, width, (plain, turned), grads=grads)

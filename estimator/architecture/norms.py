@@ -6,9 +6,10 @@ the caller.
 
 from __future__ import annotations
 
-from estimator.architecture.context import AMP_WIDTH, Context
+from estimator.architecture.context import Context
 from estimator.architecture.parts import cast, operands, parameter
 from estimator.architecture.tape import NEW, PASS, Tape, Tensor
+from estimator.architecture.widths import promoted
 from estimator.spec import Norm
 
 
@@ -199,7 +200,7 @@ def _times_rows(tape: Tape, x: Tensor, rows: Tensor) -> Tensor:
 
 def _times_weight(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
     """`weight * x` with one number a column; saves x where the weight trains."""
-    width = max(x.width, weight.width)
+    width = promoted(x.width, weight.width)
     temporaries = (x.count * width,) if weight.grad or width != x.width else ()
     return tape.op(x.count, width, (x, weight), operands(x, weight), temporaries=temporaries)
 
@@ -214,7 +215,7 @@ def _layer_norm(tape: Tape, x: Tensor, spec: Norm, ctx: Context) -> Tensor:
     # Autocast has it computed, and handed on, in fp32; Nemotron's casts what it is given itself.
     width = 4 if spec.kind == "layer_fp32" or ctx.amp is not None else x.width
     if ctx.amp is not None and spec.kind == "layer_plus_one":
-        width = AMP_WIDTH
+        width = ctx.amp_width
     given = cast(tape, x, width)
     affine = [parameter(size, _weight_width(x, ctx), ctx.full) for size in spec.shapes]
     plus_one = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from estimator.architecture.context import AMP_WIDTH, Context
+from estimator.architecture.context import Context
 from estimator.architecture.events import Storage
 from estimator.architecture.layer import as_logits
 from estimator.architecture.parts import cast
@@ -76,5 +76,5 @@ def cached_projection(spec: ModelSpec, ctx: Context) -> Storage | None:
     width = ctx.width
     if ctx.amp is not None:
         # Under autocast a LayerNorm answers in fp32, and so does a quantized linear after it.
-        width = 4 if ctx.quantization is not None else AMP_WIDTH
+        width = 4 if ctx.quantization is not None else ctx.amp_width
     return Storage(ctx.tokens * fused.outputs * width, "kv_cache")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from estimator.architecture.parts import add, cast, scale
 from estimator.architecture.tape import NEW, PASS, Tape, Tensor
+from estimator.architecture.widths import promoted
 
 
 def _interleaved(tape: Tape, x: Tensor, width: int) -> Tensor:
@@ -42,9 +43,10 @@ def _combined(tape: Tape, a: Tensor, b: Tensor, grad: int, width: int) -> Tensor
 
 def _times(tape: Tape, x: Tensor, width: int) -> Tensor:
     """`x * table`; the gradient of a product that the table made wider is cast by the engine."""
-    if width <= x.width:
+    wide = promoted(width, x.width)
+    if wide == x.width:
         return scale(tape, x)
-    return tape.op(x.count, width, (x,), temporaries=(width * x.count,))
+    return tape.op(x.count, wide, (x,), temporaries=(wide * x.count,))
 
 
 def _halves(tape: Tape, x: Tensor, width: int) -> Tensor:

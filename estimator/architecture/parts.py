@@ -6,8 +6,9 @@ its reference; what is returned belongs to the caller.
 
 from __future__ import annotations
 
-from estimator.architecture.context import AMP_WIDTH, Context
+from estimator.architecture.context import Context
 from estimator.architecture.tape import NEW, PASS, Tape, Tensor
+from estimator.architecture.widths import promoted
 from estimator.spec import Linear
 
 
@@ -30,35 +31,36 @@ def cast(tape: Tape, x: Tensor, width: int) -> Tensor:
 
 def add(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
     """`a + b`: saves nothing, passes the gradient to both, cast where one was promoted."""
-    width = max(a.width, b.width)
+    width = promoted(a.width, b.width)
     grads = tuple(PASS if t.width == width else NEW for t in (a, b))
     return tape.op(a.count, width, (a, b), grads=grads)
 
 
 def half_weight(tape: Tape, weight: Tensor, ctx: Context, viewed: bool = False) -> Tensor:
-    """The weight as a product under autocast reads it: a copy in half precision, if it is fp32.
+    """The weight as a product under autocast reads it: a copy, if it is of another type.
 
-    Copies of weights that require grad are kept until the context ends; others are made again
+    Copies of fp32 weights that require grad are kept until the context ends; others are made again
     each time, and so are those of views (`viewed`).
     Source: aten/src/ATen/autocast_mode.cpp, `cached_cast`.
     """
-    if ctx.amp is None or weight.width == AMP_WIDTH:
+    if ctx.amp is None or weight.width == ctx.amp_width:
         return weight
-    copy = tape.op(weight.count, AMP_WIDTH, (weight,))
-    if (weight.grad or (ctx.remembers and not viewed)) and tape.stop_after is None:
+    copy = tape.op(weight.count, ctx.amp_width, (weight,))
+    remembered = weight.grad or (ctx.remembers and not viewed)
+    if remembered and weight.width == 4 and tape.stop_after is None:
         tape.cache(copy)
     return copy
 
 
 def product_input(tape: Tape, x: Tensor, ctx: Context) -> Tensor:
     """What a matrix product reads: under autocast a copy in half precision."""
-    return tape.alias(x) if ctx.amp is None else cast(tape, x, AMP_WIDTH)
+    return tape.alias(x) if ctx.amp is None else cast(tape, x, ctx.amp_width)
 
 
 def multiply(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
     """`a * b`, same shapes: saves each where the other requires grad."""
     saves = operands(a, b)
-    width = max(a.width, b.width)
+    width = promoted(a.width, b.width)
     # The gradient of a narrower factor is cast once it is made.
     wide = (a.count * width,) if a.width != b.width else ()
     return tape.op(a.count, width, (b, a), saves, temporaries=wide)
@@ -150,7 +152,7 @@ def _product(tape: Tape, x: Tensor, spec: Linear, ctx: Context, rows: int, viewe
     tape.drop(*inputs)
     if spec.bias and spec.own_class:
         bias = parameter(spec.outputs, ctx.width, ctx.full)
-        width = max(out.width, bias.width)
+        width = promoted(out.width, bias.width)
         kinds = (PASS if width == out.width else NEW, NEW)
         product, out = out, tape.op(out.count, width, (out, bias), grads=kinds)
         tape.drop(product)

@@ -73,7 +73,7 @@ def _linear_8bit(tape: Tape, x: Tensor, spec: Linear, ctx: Context) -> Tensor:
     The search for outliers makes the input's absolute values and a mask of one byte an element.
     """
     rows = x.count // spec.inputs
-    half = None if ctx.half == "float16" else tape.new(x.count, 2)
+    half = None if ctx.is_fp16(x.width) else tape.new(x.count, 2)
     absolute = tape.new(x.count, 2)
     mask = tape.new(x.count, 1)
     tape.drop(absolute, mask)
@@ -81,7 +81,7 @@ def _linear_8bit(tape: Tape, x: Tensor, spec: Linear, ctx: Context) -> Tensor:
     row_scales = tape.new(rows, 4)
     tape.drop(half)
     outputs = rows * spec.outputs
-    extra = (4 * outputs, 2 * outputs) if ctx.half != "float16" else (4 * outputs,)
+    extra = (4 * outputs, 2 * outputs) if not ctx.is_fp16(x.width) else (4 * outputs,)
     out = tape.op(
         outputs,
         x.width,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from estimator.architecture.context import Context
 from estimator.architecture.events import Storage
 from estimator.architecture.tape import Tape, Tensor
+from estimator.architecture.widths import promoted
 from estimator.spec import Attention
 
 GROUP = 64
@@ -37,7 +38,7 @@ class Past:
         """Return the bytes of an element of the newest tokens, and of the scales of keys and of
         values: what came in until all was quantized anew, for all is joined first.
         """
-        wide = max(key, value)
+        wide = promoted(key, value)
         return (wide, key, value) if self.quantized == prompt else (wide, wide, wide)
 
     def sizes(self, row: int, width: int, newest_width: int) -> tuple[int, ...]:

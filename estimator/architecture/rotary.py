@@ -26,6 +26,7 @@ from estimator.architecture.pair_rotary import ROTATIONS
 from estimator.architecture.parts import add, cast, scale
 from estimator.architecture.stretches import distinct_layers
 from estimator.architecture.tape import NEW, PASS, Tape, Tensor
+from estimator.architecture.widths import promoted
 from estimator.spec import Attention, ModelSpec
 
 _FP32_TABLES = ("fp32_tables", "fp32_repeated")
@@ -77,7 +78,7 @@ def rotate_states(tape: Tape, query: Tensor, key: Tensor, spec: Attention, ctx: 
     joined = []
     for first, (_, rest) in zip(turned, parts, strict=True):
         count = first.count + rest.count
-        width = max(first.width, rest.width)
+        width = promoted(first.width, rest.width)
         grads = tuple(PASS if part.width == width else NEW for part in (first, rest))
         joined.append(tape.op(count, width, (first, rest), grads=grads))
     rests = (parts[0][1], parts[1][1])
@@ -122,8 +123,8 @@ def _turn(
     else:
         wide = tuple(tape.alias(x) for x in states)
     style = spec.rotary_style
-    if style in ("tables", "held_parts") and ctx.width == 4 and ctx.amp:
-        # Under autocast projections are in half precision, but the tables are not.
+    if style in ("tables", "held_parts") and ctx.amp and ctx.width != ctx.amp_width:
+        # Under autocast projections are in its half type, but the tables are not.
         style = "fp32_tables"
     turned = tuple(_rotate(tape, x, style, tables) for x in wide)
     if spec.rotary_style not in _CAST_BACK:
@@ -174,8 +175,8 @@ def _times_table(tape: Tape, x: Tensor, style: str, table: tuple[Tensor, ...]) -
         out = tape.op(x.count, 4, (wide,), table)
         tape.drop(wide)
         return out
-    if table and table[0].width > x.width:
-        return tape.op(x.count, table[0].width, (x,), table, temporaries=(4 * x.count,))
     if table:
-        return tape.op(x.count, x.width, (x,), table)
+        width = promoted(table[0].width, x.width)
+        temporaries = (width * x.count,) if width != x.width else ()
+        return tape.op(x.count, width, (x,), table, temporaries=temporaries)
     return scale(tape, x)

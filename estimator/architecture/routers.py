@@ -163,7 +163,7 @@ def _top_softmax_half(
 
 def softmax_fp32(tape: Tape, logits: Tensor, spec: Moe, ctx: Context) -> Tensor:
     """Return the softmax in fp32; where it is asked for its dtype, fp16 needs no copy."""
-    if (ctx.amp or ctx.half) == "float16" and not spec.scores_fp32:
+    if ctx.is_fp16(logits.width) and not spec.scores_fp32:
         return tape.op(logits.count, 4, (logits,), saves_out=True)
     wide = cast(tape, logits, 4)
     out = tape.op(logits.count, 4, (wide,), saves_out=True)

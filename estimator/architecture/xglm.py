@@ -6,7 +6,7 @@ Source: transformers/models/xglm/modeling_xglm.py, `XGLMAttention.forward`.
 from __future__ import annotations
 
 from estimator.architecture.attention import grow_cache
-from estimator.architecture.context import AMP_WIDTH, Context
+from estimator.architecture.context import Context
 from estimator.architecture.eager_attention import add_mask, fp32_softmax, laid_out
 from estimator.architecture.parts import cast, dropout, linear, operands, product_input, scale
 from estimator.architecture.tape import PASS, Tape, Tensor
@@ -70,7 +70,7 @@ def _maximum(tape: Tape, x: Tensor) -> Tensor:
 def _softmax(tape: Tape, scores: Tensor, ctx: Context) -> Tensor:
     """In the model's dtype, but of fp16 in fp32; autocast's result is fp32, and stays so unless the
     scores are fp16. `scores` is consumed."""
-    if (ctx.amp or ctx.half) == "float16" and scores.width == AMP_WIDTH:
+    if ctx.is_fp16(scores.width):
         wide = fp32_softmax(tape, scores, ctx)
         out = cast(tape, wide, scores.width)
         tape.drop(wide)

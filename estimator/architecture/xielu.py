@@ -8,6 +8,7 @@ from __future__ import annotations
 from estimator.architecture.context import Context
 from estimator.architecture.parts import add, cast, multiply, operands, parameter, scale
 from estimator.architecture.tape import PASS, Tape, Tensor
+from estimator.architecture.widths import promoted
 
 
 def xielu(tape: Tape, x: Tensor, ctx: Context) -> Tensor:
@@ -43,7 +44,7 @@ def xielu(tape: Tape, x: Tensor, ctx: Context) -> Tensor:
 
 def _times_number(tape: Tape, x: Tensor, number: Tensor) -> Tensor:
     """`number * x` for a number that may train: its gradient is a full product, summed."""
-    width = max(x.width, number.width)
+    width = promoted(x.width, number.width)
     temporaries = (x.count * width,) if number.grad else _narrowed(x, width)
     return tape.op(x.count, width, (number, x), operands(x, number), temporaries=temporaries)
 
