@@ -59,7 +59,7 @@ def eager_attention(
     tape.drop(raw)
     if spec.softcap:
         scores = capped(tape, scores)
-    if ctx.queries > 1 or ctx.cached:
+    if not spec.bidirectional and (ctx.queries > 1 or ctx.cached):
         biased = add_mask(tape, scores, ctx.width)
         tape.drop(scores)
         scores = biased
@@ -72,6 +72,9 @@ def eager_attention(
         else:
             probabilities = softmax(tape, scores, spec, ctx, query.width)
         tape.drop(scores)
+    if spec.eager == "plain_cast":
+        wide, probabilities = probabilities, cast(tape, probabilities, value.width)
+        tape.drop(wide)
     weights = dropout(tape, probabilities, spec.dropout, ctx)
     if spec.eager == "shifted":
         wide, weights = weights, cast(tape, weights, value.width)
@@ -126,11 +129,14 @@ def softmax(
 ) -> Tensor:
     """Softmax saves its output; in fp32 and cast back where the family asks for it.
 
-    Under autocast it is in fp32 for all, and cast to `width`, the queries'.
+    Under autocast it is in fp32 for all, and cast to `width`, the queries', where the family asks.
     """
-    if ctx.amp is None and (spec.eager == "plain" or ctx.width == 4):
+    plain = spec.eager != "fp32_softmax"
+    if ctx.amp is None and (plain or ctx.width == 4):
         return tape.op(scores.count, scores.width, (scores,), saves_out=True)
     wide = fp32_softmax(tape, scores, ctx)
+    if plain:
+        return wide
     out = cast(tape, wide, ctx.width if width is None or ctx.amp is None else width)
     tape.drop(wide)
     return out

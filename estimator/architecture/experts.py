@@ -143,7 +143,7 @@ def _product(
     tape.drop(read)
     if bias is None:
         return out
-    product, out = out, tape.op(count, x.width, (out, bias), grads=(PASS, PASS), into=out)
+    product, out = out, tape.op(count, out.width, (out, bias), grads=(PASS, PASS), into=out)
     tape.drop(product)
     return out
 

@@ -58,12 +58,29 @@ def product_input(tape: Tape, x: Tensor, ctx: Context) -> Tensor:
 
 
 def multiply(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
-    """`a * b`, same shapes: saves each where the other requires grad."""
-    saves = operands(a, b)
+    """`a * b`, same shapes: saves each where the other requires grad.
+
+    The gradient of a factor of another type than the product's is cast by the engine once it is
+    made: before the node lets go of what it saved, but after checkpointing's nodes did.
+    """
     width = promoted(a.width, b.width)
-    # The gradient of a narrower factor is cast once it is made.
-    wide = (a.count * width,) if a.width != b.width else ()
-    return tape.op(a.count, width, (b, a), saves, temporaries=wide)
+    narrower = (a.width != width) + (b.width != width)
+    if narrower and tape.stop_after is not None:
+        wide = tuple(_widened(tape, x, width) for x in (a, b))
+        out = tape.op(a.count, width, wide[::-1], operands(*wide))
+        tape.drop(*wide)
+        return out
+    temporaries = (a.count * width,) * narrower
+    return tape.op(a.count, width, (b, a), operands(a, b), temporaries=temporaries)
+
+
+def _widened(tape: Tape, x: Tensor, width: int) -> Tensor:
+    """`x` as a node reads it that computes in `width`: its gradient is cast."""
+    if x.width == width:
+        return tape.alias(x)
+    out = tape.view(x, x.count, x.size)
+    out.width = width
+    return out
 
 
 def spread_product(tape: Tape, a: Tensor, b: Tensor, count: int, ctx: Context) -> Tensor:

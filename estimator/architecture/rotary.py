@@ -123,7 +123,7 @@ def _turn(
     else:
         wide = tuple(tape.alias(x) for x in states)
     style = spec.rotary_style
-    if style in ("tables", "held_parts") and ctx.amp and ctx.width != ctx.amp_width:
+    if style in ("tables", "held_parts") and ctx.amp and ctx.width != states[0].width:
         # Under autocast projections are in its half type, but the tables are not.
         style = "fp32_tables"
     turned = tuple(_rotate(tape, x, style, tables) for x in wide)

@@ -92,6 +92,7 @@ def _parse(reader: ConfigReader, counted: bool, plain: bool = False) -> ModelSpe
         # The head then has a second bias, which no checkpoint of these has.
         raise reader.unsupported("an untied head")
     norm = Norm("layer", hidden)
+    decodes = reader.flag("is_decoder", False)
     attention = Attention(
         heads=heads,
         kv_heads=heads,
@@ -104,6 +105,7 @@ def _parse(reader: ConfigReader, counted: bool, plain: bool = False) -> ModelSpe
         rotary=False,
         dropout=reader.fraction("attention_probs_dropout_prob", 0.1),
         eager="plain",
+        bidirectional=not decodes,
     )
     act = reader.text("hidden_act", "gelu")
     mlp = two_linears(hidden, width, "dense", "dense", act)
@@ -142,5 +144,5 @@ def _parse(reader: ConfigReader, counted: bool, plain: bool = False) -> ModelSpe
         max_positions=positions,
         # Positions and token types of all positions, int64.
         buffers=(8 * positions,) * (1 if plain else 2),
-        mask_style="additive" if reader.flag("is_decoder", False) else "none",
+        mask_style="additive" if decodes else "none",
     )

@@ -27,7 +27,7 @@ def parse(reader: ConfigReader) -> ModelSpec:
         output=Linear("c_proj", hidden, hidden, True),
         rotary=False,
         dropout=reader.fraction("attn_pdrop", 0.1),
-        eager="plain",
+        eager="plain_cast",
     )
     return _model(
         reader,

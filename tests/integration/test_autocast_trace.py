@@ -90,6 +90,29 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
+OTHER_HALF_RUNS: dict[str, dict[str, Any]] = {
+    "prefill": {**PREFILL, "dtype": "float16", "mixed_precision": "bf16"},
+    "prefill, eager": {**PREFILL, "mixed_precision": "fp16", "attention": "eager"},
+    "training": {
+        "task": "training",
+        "batch_size": 2,
+        "sequence_length": 300,
+        "dtype": "float16",
+        "mixed_precision": "bf16",
+    },
+    "checkpointed training, eager": {
+        "task": "training",
+        "batch_size": 2,
+        "sequence_length": 300,
+        "dtype": "float16",
+        "mixed_precision": "bf16",
+        "gradient_checkpointing": True,
+        "attention": "eager",
+    },
+}
+"""Weights in one half type under autocast to the other."""
+
+
 def agree(case: Case, told: str = "") -> None:
     estimated, traced = estimate(case), trace_case(case)
     assert estimated.parameters == traced.parameters, told
@@ -104,6 +127,12 @@ def test_every_family_asks_for_what_the_trace_asks_for(family: str) -> None:
     for name, run in RUNS.items():
         fields = {"model": FAMILIES[family], **run, "mixed_precision": "bf16"}
         agree(Case.from_dict(fields), name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_under_autocast_to_the_other_half_type(family: str) -> None:
+    for name, run in OTHER_HALF_RUNS.items():
+        agree(Case.from_dict({"model": FAMILIES[family], **run}), name)
 
 
 @pytest.mark.parametrize(
