@@ -8,6 +8,7 @@ from __future__ import annotations
 from estimator.architecture.context import Context
 from estimator.architecture.parts import parameter
 from estimator.architecture.tape import NEW, PASS, Tape, Tensor
+from estimator.architecture.widths import promoted
 from estimator.spec import Attention
 
 
@@ -42,7 +43,7 @@ def shifted_softmax(tape: Tape, scores: Tensor, spec: Attention, ctx: Context) -
     if spec.sinks:
         sink = parameter(spec.heads, ctx.width, ctx.full)
         spread = tape.view(sink, rows, sink.size)
-        width = max(given.width, spread.width)
+        width = promoted(given.width, spread.width)
         grads = tuple(PASS if one.width == width else NEW for one in (given, spread))
         joined = tape.op(rows * (ctx.keys + 1), width, (given, spread), grads=grads)
         tape.drop(given)

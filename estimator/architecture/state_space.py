@@ -12,6 +12,7 @@ from estimator.architecture.convolution import activated_convolution
 from estimator.architecture.gated_norms import gated_norm
 from estimator.architecture.parts import cast, linear, parameter, scale
 from estimator.architecture.tape import Tape, Tensor
+from estimator.architecture.widths import promoted
 from estimator.spec import Attention, StateSpaceDual
 
 
@@ -67,7 +68,7 @@ def _projected(tape: Tape, x: Tensor, space: StateSpaceDual, ctx: Context) -> Te
     product = linear(tape, x, space.projection, ctx)
     if not space.scaled:
         return product
-    width = max(product.width, ctx.compute_width)
+    width = promoted(product.width, ctx.compute_width)
     wide = (product.count * width,) if width != product.width else ()
     out = tape.op(product.count, width, (product,), temporaries=wide)
     tape.drop(product)
