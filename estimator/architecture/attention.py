@@ -166,16 +166,16 @@ def grow_cache(
     made = []
     # An empty tensor of the keys' dtype comes first: what is narrower is joined in that.
     width = promoted(key.width, value.width)
-    for features in spec.cached_features:
+    for features in spec.cached_features[:2]:
         row = ctx.batch * features
         made.append(tape.new(row * ctx.keys, width, component="kv_cache"))
         if ctx.held_keys and not ctx.stack.tuple_cache:
-            _free_old(tape, row * ctx.held_keys, width)
+            free_old(tape, row * ctx.held_keys, width)
     if consumed:
         tape.drop(key, value)
     return made[0], made[1]
 
 
-def _free_old(tape: Tape, count: int, width: int) -> None:
+def free_old(tape: Tape, count: int, width: int) -> None:
     """Free what the cache held before this step."""
     tape.drop(Tensor(count, width, False, Storage(count * width, "kv_cache")))

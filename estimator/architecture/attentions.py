@@ -14,6 +14,7 @@ from estimator.architecture import (
     llama4,
     selective_scan,
     short_conv,
+    sparse_latent,
     split,
     state_space,
     xglm,
@@ -38,11 +39,12 @@ _RECIPES: dict[str, Callable[[Tape, Tensor, Attention, Context], tuple[Tensor, T
     "state_space": state_space.attention,
     "short_conv": short_conv.attention,
     "latent": latent.attention,
+    "sparse_latent": sparse_latent.attention,
     "llama4": llama4.attention,
     "gemma4": gemma4.attention,
 }
 
-_FUNCTIONS = ("standard", "split", "gated", "latent", "llama4", "gemma4")
+_FUNCTIONS = ("standard", "split", "gated", "latent", "sparse_latent", "llama4", "gemma4")
 _NO_CORES = ("delta_net", "selective_scan", "state_space", "short_conv")
 _OWN_CORES_OF_LAYERS = ("falcon", "bloom")
 

@@ -23,7 +23,7 @@ from estimator.families import parse_spec
 from estimator.gpus import workspace_bytes
 from estimator.losses import LOSS_LINES, check_loss
 from estimator.report import NO_INTERVAL, Beyond, MemoryReport, Parameters, Peak
-from estimator.spec import Mlp, ModelSpec, Moe
+from estimator.spec import Mlp, ModelSpec, Moe, Norm
 
 if TYPE_CHECKING:
     from estimator.architecture.segments import Segments
@@ -266,7 +266,9 @@ def _norms_unknown(case: Case, spec: ModelSpec) -> bool:
     """Whether a stack casts norms to fp32 whose formula is not that of Llama's."""
     if case.quantization is None or not stack_of(case).fp32_norms_on_quantized:
         return False
-    norms = (spec.final_norm, *(layer.input_norm for layer in distinct_layers(spec)))
+    layers = distinct_layers(spec)
+    idle = (module for layer in layers for module in layer.idle if isinstance(module, Norm))
+    norms = (spec.final_norm, *(layer.input_norm for layer in layers), *idle)
     return any(norm is None or norm.kind != "rms" for norm in norms)
 
 

@@ -25,6 +25,7 @@ from estimator.architecture.outside import state_names
 from estimator.architecture.parts import cast
 from estimator.architecture.quantized_cache import RESIDUAL, Past
 from estimator.architecture.run import Growth, Pass, Run
+from estimator.architecture.sparse_latent import held_choice
 from estimator.architecture.stretches import distinct_layers, layer_numbers, stretches
 from estimator.architecture.tape import Tape, Tensor
 from estimator.architecture.training import (
@@ -45,7 +46,7 @@ class _LayerPass:
 
     forward: Pass
     release: Pass
-    widths: tuple[int, int]
+    widths: tuple[int, ...]
     out_width: int
     probabilities_width: int | None
     states: Held
@@ -146,7 +147,7 @@ def _cast_table(run: Run, case: Case, items: Inventory) -> None:
     run.exchange("weights", old, new)
 
 
-def _forward(run: Run, spec: ModelSpec, ctx: Context) -> dict[int, tuple[int, int]]:
+def _forward(run: Run, spec: ModelSpec, ctx: Context) -> dict[int, tuple[int, ...]]:
     """Play a step; return the widths of what each kind of layer caches."""
     # generate's copy of the new ids, and of their positions where those are not of all tokens.
     ids, positions = 8 * ctx.tokens, _position_copy(spec, ctx)
@@ -168,6 +169,7 @@ def _forward(run: Run, spec: ModelSpec, ctx: Context) -> dict[int, tuple[int, in
         seen = layer_context(layer, ctx)
         count = len(stretch)
         leaves = probabilities(spec, layer, seen, played.probabilities_width)
+        leaves += held_choice(layer, seen)
         if stretch.start == 0 and (spec.residual_fp32 or len(set(order)) > 1):
             # The first layer reads the embeddings themselves, and may be the highest.
             run.exchange("temporaries", also_held, Held())
@@ -295,11 +297,12 @@ def _layer_pass(
     )
 
 
-def _cache(spec: ModelSpec, case: Case, tokens: int, widths: dict[int, tuple[int, int]]) -> Held:
+def _cache(spec: ModelSpec, case: Case, tokens: int, widths: dict[int, tuple[int, ...]]) -> Held:
     """Return the bytes of the cache's tensors after `tokens` tokens.
 
     Args:
-        widths: bytes of an element of keys and of values, by the kind of layer.
+        widths: bytes of an element of keys and of values (and of an indexer's keys), by the kind of
+            layer.
     """
     total = Held()
     caches = _layer_caches(spec, case, widths, tokens)
@@ -311,7 +314,7 @@ def _cache(spec: ModelSpec, case: Case, tokens: int, widths: dict[int, tuple[int
 
 
 def _cache_sizes(
-    spec: ModelSpec, case: Case, widths: dict[int, tuple[int, int]], tokens: int
+    spec: ModelSpec, case: Case, widths: dict[int, tuple[int, ...]], tokens: int
 ) -> tuple[int, ...]:
     """Return the bytes of each of the cache's tensors after `tokens` tokens, layer by layer."""
     caches = _layer_caches(spec, case, widths, tokens)
@@ -319,7 +322,7 @@ def _cache_sizes(
 
 
 def _layer_caches(
-    spec: ModelSpec, case: Case, widths: dict[int, tuple[int, int]], tokens: int
+    spec: ModelSpec, case: Case, widths: dict[int, tuple[int, ...]], tokens: int
 ) -> list[tuple[int, ...]]:
     """Return the bytes of each tensor of a layer's cache, for each kind of layer."""
     seen = inference_context(case, 1, tokens + 1, tokens)
@@ -336,10 +339,11 @@ def _layer_caches(
         for index, features in enumerate(layer.attention.cached_features):
             row = case.batch_size * features
             if case.cache == "quantized":
-                newest, *scales = past.widths(*own, case.sequence_length)
+                newest, *scales = past.widths(own[0], own[1], case.sequence_length)
                 sizes += tuple(past.sizes(row, scales[index], newest))
             else:
-                sizes += ((now.slots or now.held_keys) * row * max(own),)
+                width = max(own[:2]) if index < 2 else own[index]
+                sizes += ((now.slots or now.held_keys) * row * width,)
         caches.append(sizes)
     return caches
 

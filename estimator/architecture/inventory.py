@@ -120,7 +120,7 @@ def inventory(spec: ModelSpec, lora: Lora | None) -> Inventory:
         for features in spec.table_features:
             buffers += [4 * (features // 2)] * 2
     inner = (linear for layer in spec.layers for linear in layer.linears)
-    linears = tuple(linear for linear in (*inner, *spec.outer_linears) if not linear.own_class)
+    linears = tuple(linear for linear in (*inner, *spec.outer_linears) if linear.quantizable)
     if spec.tied and spec.final_norm is not None and not spec.final_norm.shapes:
         # What holds the model's last parameter is not quantized: the head, or the final norm, but
         # without either the last linear (transformers/quantizers/base.py, OLMo 1B).

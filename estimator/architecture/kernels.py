@@ -70,19 +70,24 @@ def attend(
     spec: Attention,
     ctx: Context,
     by_head: bool = False,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Run the kernel: [B, Q, heads * d], and for eager the probabilities.
 
-    `by_head` is whether queries (and keys) lie in memory as [B, heads, Q, d].
+    `by_head` is whether queries (and keys) lie in memory as [B, heads, Q, d]; `mask` is one that
+    the layer has made itself.
     """
 
-    def core(played: Tape, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
+    def core(
+        played: Tape, q: Tensor, k: Tensor, v: Tensor, *_: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         return _attend(played, q, k, v, spec, ctx, by_head)
 
     if ctx.sp_size > 1:
         return spread(tape, (query, key, value), spec, ctx, _attend), None
     if ctx.selective:
-        return recomputed(tape, (query, key, value), core)
+        inputs = (query, key, value) if mask is None else (query, key, value, mask)
+        return recomputed(tape, inputs, core)
     return core(tape, query, key, value)
 
 

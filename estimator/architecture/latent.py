@@ -35,9 +35,8 @@ def attention(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Ten
     tape.drop(query_turned, shared_key)
     if ctx.cached:
         inner, key_rotated = grow_cache(tape, inner, key_rotated, spec, ctx)
-    joined = query_pass.count + query_rotated.count
-    query = _joined(tape, joined, query_pass, query_rotated)
-    key, value = _expanded(tape, inner, key_rotated, spec, latent, ctx)
+    query = joined(tape, query_pass.count + query_rotated.count, query_pass, query_rotated)
+    key, value = expanded(tape, inner, key_rotated, spec, latent, ctx)
     out, probabilities = attend(tape, query, key, value, spec, ctx, by_head=True)
     result = linear(tape, out, spec.output, ctx)
     tape.drop(out, query, key, value, whole, query_pass, query_rotated, compressed)
@@ -59,7 +58,7 @@ def _queries(tape: Tape, x: Tensor, spec: Attention, latent: Latent, ctx: Contex
     return query
 
 
-def _expanded(
+def expanded(
     tape: Tape, inner: Tensor, rotated: Tensor, spec: Attention, latent: Latent, ctx: Context
 ) -> tuple[Tensor, Tensor]:
     """Each head's keys, copied together of two parts, and its values, a view."""
@@ -74,7 +73,7 @@ def _expanded(
     return key, value
 
 
-def _joined(tape: Tape, count: int, plain: Tensor, turned: Tensor) -> Tensor:
+def joined(tape: Tape, count: int, plain: Tensor, turned: Tensor) -> Tensor:
     """The parts of each head, copied together in the wider's type."""
     width = promoted(plain.width, turned.width)
     grads = tuple(PASS if part.width == width else NEW for part in (plain, turned))

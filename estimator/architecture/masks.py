@@ -33,9 +33,9 @@ def attention_masks(spec: ModelSpec, ctx: Context) -> Masks:
     if ctx.attention == "eager":
         width = 1 if spec.mask_style == "boolean" else ctx.width
         return {window: rows * count * width for window, count in keys.items()}
-    if spec.mask_style == "always":
+    if spec.mask_style in ("always", "each"):
         # generate's is one for all sequences.
-        rows = ctx.queries if made_before else rows
+        rows = ctx.queries if made_before and spec.mask_style == "always" else rows
         return {window: rows * count for window, count in keys.items()}
     # With a static cache a step masks what is not filled yet.
     step = bool(ctx.slots and ctx.held_keys)

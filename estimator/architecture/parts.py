@@ -144,7 +144,7 @@ def linear(tape: Tape, x: Tensor, spec: Linear, ctx: Context, viewed: bool = Tru
     Backward's gradient of a 3-D input is a view of a 2-D product (`viewed`), into which autograd
     sums nothing in place.
     """
-    if ctx.quantization is not None and not spec.own_class:
+    if ctx.quantization is not None and spec.quantizable:
         from estimator.architecture.quantized import quantized_linear
 
         return quantized_linear(tape, x, spec, ctx, viewed)

@@ -22,7 +22,7 @@ def fill_slots(
             "under autocast keys and values differ in type here, which transformers' static cache "
             "cannot hold: use cache dynamic, or weights in half precision"
         )
-    counts = [ctx.batch * features * ctx.slots for features in spec.cached_features]
+    counts = [ctx.batch * features * ctx.slots for features in spec.cached_features[:2]]
     width = key.width
     if not ctx.held_keys:
         # Keys, values, and how many tokens there are.

@@ -98,8 +98,9 @@ class Tape:
     """Tensors that layers read beside their input: made by the embeddings, or by another layer."""
     regions: dict[int, Region] = field(default_factory=dict)
     """The checkpoints inside of a layer, by the `id` of each of their nodes' saved tensors."""
-    cache_widths: tuple[int, int] | None = None
-    """Bytes of an element of the keys and of the values that came into a cache."""
+    cache_widths: tuple[int, ...] | None = None
+    """Bytes of an element of the keys and of the values that came into a cache, and of an
+    indexer's keys."""
     probabilities_width: int | None = None
     """Bytes of an element of the attention's probabilities that a layer returns."""
     stopped: bool = False

@@ -22,6 +22,7 @@ from estimator.architecture.optimizer import optimizer_memory
 from estimator.architecture.outside import TOKEN_INPUTS, Outside, outside_of, pending, tensors
 from estimator.architecture.rotary import table_bytes, tables_saved
 from estimator.architecture.run import Pass, Run
+from estimator.architecture.sparse_latent import held_choice, release_choice
 from estimator.architecture.stretches import distinct_layers, layer_numbers, stretches
 from estimator.architecture.tape import Tape, Tensor
 from estimator.case import Case
@@ -118,9 +119,9 @@ def _forward_and_backward(run: Run, spec: ModelSpec, ctx: Context, case: Case) -
     for stretch in stretches(kinds.order):
         key, layer = kinds.order[stretch[0]], spec.layers[stretch[0]]
         # Without checkpointing autograd holds what layers return.
-        leaves = Held()
+        leaves = held_choice(layer, ctx)
         if ctx.checkpointing:
-            leaves = probabilities(spec, layer, ctx, kinds.passes[key].probabilities_width)
+            leaves += probabilities(spec, layer, ctx, kinds.passes[key].probabilities_width)
         run.play_layers(kinds.passes[key].forward, len(stretch), returned, leaves)
         returned = leaves
         if stretch.stop < len(kinds.order):
@@ -320,6 +321,7 @@ def _play_layer(
         # What needs no saved tensor (residuals, scalings) is differentiated before it.
         tape.events[tape.first_unpack : tape.first_unpack] = second_pass
         tape.drop(x)
+        release_choice(tape, layer, ctx)
     if not in_grad:
         for storage in reached.values():
             storage.refs -= 1

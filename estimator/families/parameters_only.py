@@ -17,7 +17,6 @@ from estimator.families.counts_recurrent import (
 from estimator.families.counts_seq2seq import count_decoder
 from estimator.families.counts_sparse import (
     count_jetmoe,
-    count_sparse_latent,
 )
 from estimator.families.counts_zamba import count_zamba, count_zamba2
 from estimator.families.reader import ConfigReader
@@ -34,8 +33,6 @@ COUNTERS: dict[str, Callable[[ConfigReader], int]] = {
     "electra": count_bert,
     "rembert": count_bert,
     "jetmoe": count_jetmoe,
-    "deepseek_v32": count_sparse_latent,
-    "glm_moe_dsa": count_sparse_latent,
     "mvp": count_decoder,
     "pegasus": count_decoder,
     "bigbird_pegasus": count_decoder,

@@ -4,7 +4,7 @@ A spec is made of the same parts for every family: linears, norms, attentions, M
 modules in `estimator.families` translate each `model_type`'s configuration into it.
 """
 
-from estimator.spec.attention import Attention, Latent
+from estimator.spec.attention import Attention, HandedChoice, Indexer, Latent
 from estimator.spec.linears import Linear, Norm
 from estimator.spec.mixers import DeltaNet, Mixer, SelectiveScan, ShortConv, State, StateSpaceDual
 from estimator.spec.mlp import Mlp, Moe
@@ -13,7 +13,9 @@ from estimator.spec.model import HeadTransform, Layer, ModelSpec, TokenInputs, T
 __all__ = [
     "Attention",
     "DeltaNet",
+    "HandedChoice",
     "HeadTransform",
+    "Indexer",
     "Latent",
     "Layer",
     "Linear",

@@ -34,6 +34,40 @@ class Latent:
 
 
 @dataclass(frozen=True, slots=True)
+class Indexer:
+    """What chooses `chosen` keys for each query (DeepSeek's sparse attention).
+
+    `query` makes `heads` heads of `head_dim` features of the compressed queries, `key` and `norm`
+    one head of keys, and `weights` one number a head, by which the scores of heads are summed.
+
+    Source: DeepSeek-V3.2-Exp, section 2.1 (the lightning indexer).
+    """
+
+    heads: int
+    head_dim: int
+    chosen: int
+    query: Linear
+    key: Linear
+    norm: Norm
+    weights: Linear
+    rotation: str = "halves"
+    """How positions rotate, as of `Latent`."""
+
+
+@dataclass(frozen=True, slots=True)
+class HandedChoice:
+    """Which keys each query attends to, handed from layer to layer (GLM-5): [B, Q, most] int32.
+
+    `read` is whether a later layer is handed this one's, `of_previous` whether the layer before
+    has made its own, of which this is then the first reader.
+    """
+
+    most: int
+    read: bool
+    of_previous: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Attention:
     """Self-attention: `heads` query heads, `kv_heads` key and value heads of `head_dim` features.
 
@@ -100,6 +134,11 @@ class Attention:
     value_dim: int | None = None
     """Features of a head's values where they differ from the keys'."""
     latent: Latent | None = None
+    indexer: Indexer | None = None
+    """What chooses the keys that each query attends to; keys and values are cached then, and not
+    latents."""
+    handed_choice: HandedChoice | None = None
+    """Where layers without an indexer read the choice of one before them."""
     mixer: Mixer | None = None
     """What keeps a state instead of keys and values; it stands in attention's place."""
     sinks: bool = False
@@ -133,12 +172,16 @@ class Attention:
 
     @property
     def cached_features(self) -> tuple[int, ...]:
-        """Features a token of the two tensors that a cache keeps: keys and values, or latents."""
+        """Features a token of what a cache keeps: keys and values, or latents; an indexer's keys
+        stand behind them."""
         if self.reads_states:
             return ()
-        if self.latent is not None:
-            return self.latent.rank, self.latent.rope_dim
-        return self.kv_heads * self.head_dim, self.kv_heads * self.value_size
+        whole = self.kv_heads * self.head_dim, self.kv_heads * self.value_size
+        if self.indexer is not None:
+            return (*whole, self.indexer.head_dim)
+        if self.latent is None or self.handed_choice is not None:
+            return whole
+        return self.latent.rank, self.latent.rope_dim
 
     @property
     def norms(self) -> tuple[Norm, ...]:

@@ -27,6 +27,13 @@ class Linear:
     on it never runs (Jamba's time steps)."""
     fp32: bool = False
     """Whether its weight stays in fp32, whatever the model's dtype."""
+    kept_whole: bool = False
+    """Whether transformers does not quantize it, as its class asks (`_keep_in_fp32_modules`)."""
+
+    @property
+    def quantizable(self) -> bool:
+        """Whether transformers quantizes it."""
+        return not (self.own_class or self.kept_whole)
 
     @property
     def weight_count(self) -> int:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 
 _HALF_FUNCTIONS = (
     (torch.nn.functional, ("linear", "conv1d", "scaled_dot_product_attention")),
@@ -51,12 +52,14 @@ class _State:
         self.cache: dict[int, tuple[Any, Any]] = {}
         self.last_dtype: Any = None
         self.off = False
+        self.recomputing = 0
 
     def active_dtype(self) -> Any:
         """The half type; also while checkpointing plays a block again in backward."""
         if self.dtype is not None or self.off:
             return self.dtype
-        recomputing = torch._C._current_graph_task_id() != -1 and torch.is_grad_enabled()
+        in_backward = torch._C._current_graph_task_id() != -1
+        recomputing = in_backward and (self.recomputing or torch.is_grad_enabled())
         return self.last_dtype if recomputing else None
 
 
@@ -91,8 +94,9 @@ def _casting(original: Any, cast: Callable[[Any], Any]) -> Any:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         if _STATE.active_dtype() is None:
             return original(*args, **kwargs)
-        args = tuple(cast_all(arg) for arg in args)
-        return original(*args, **{key: cast_all(value) for key, value in kwargs.items()})
+        # What the caller hands over stays alive as long as the function runs.
+        given = tuple(cast_all(arg) for arg in args)
+        return original(*given, **{key: cast_all(value) for key, value in kwargs.items()})
 
     return wrapped
 
@@ -122,6 +126,7 @@ def replaced_functions(dtype: Any) -> Iterator[None]:
     for table, wrap in tables:
         for holder, names in table:
             undo += [_replace(holder, name, wrap) for name in names]
+    undo.append(_replace(torch.utils.checkpoint, "_recomputation_hook", _counted))
     for module in _callers_of_maybe_autocast():
         undo.append(_replace(module, "maybe_autocast", lambda _: _maybe_autocast))
     try:
@@ -130,6 +135,21 @@ def replaced_functions(dtype: Any) -> Iterator[None]:
         for step in reversed(undo):
             step()
         _STATE.last_dtype = None
+
+
+def _counted(hook: Any) -> Any:
+    """Tell that checkpointing plays a block again, also where the block switches autograd off."""
+
+    class Counted(hook):  # type: ignore[misc]
+        def __enter__(self) -> None:
+            _STATE.recomputing += 1
+            super().__enter__()
+
+        def __exit__(self, *reason: object) -> None:
+            _STATE.recomputing -= 1
+            super().__exit__(*reason)
+
+    return Counted
 
 
 def _callers_of_maybe_autocast() -> list[Any]:

@@ -147,6 +147,8 @@ VARIED: dict[str, list[dict[str, Any]]] = {
         {"num_hidden_layers": 4, "index_head_dim": 96, "n_routed_experts": 16},
         {"num_hidden_layers": 2, "mlp_layer_types": ["sparse", "dense"]},
         {"num_hidden_layers": 3, "indexer_types": ["full", "shared", "full"]},
+        {"num_hidden_layers": 4, "index_topk_pattern": "FSSF"},
+        {"num_hidden_layers": 6, "index_topk_freq": 3, "index_skip_topk_offset": 1},
     ],
     "mimo_v2_flash": [
         {"num_hidden_layers": 8, "num_key_value_heads": 2, "v_head_dim": 64},

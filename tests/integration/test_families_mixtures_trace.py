@@ -41,6 +41,7 @@ LATENT = {
     "v_head_dim": 24,
     "first_k_dense_replace": 1,
 }
+INDEXED = {"index_topk": 64, "index_head_dim": 32, "index_n_heads": 4}
 DELTA = {
     "num_hidden_layers": 4,
     "head_dim": 32,
@@ -74,6 +75,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "model_type": "deepseek_v2",
         **LATENT,
         "topk_method": "group_limited_greedy",
+    },
+    "deepseek_v32": {"model_type": "deepseek_v32", **LATENT, **INDEXED},
+    "glm_moe_dsa": {
+        "model_type": "glm_moe_dsa",
+        **LATENT,
+        **INDEXED,
+        "num_hidden_layers": 4,
+        "indexer_types": ["full", "full", "shared", "full"],
     },
     "youtu": {"model_type": "youtu", **LATENT},
     "axk1": {"model_type": "axk1", **LATENT},

@@ -17,11 +17,13 @@ from estimator.spec import ModelSpec, Moe
 TYPES = (
     "deepseek_v2",
     "deepseek_v3",
+    "deepseek_v32",
     "dots1",
     "ernie4_5_moe",
     "exaone_moe",
     "flex_olmo",
     "glm4_moe_lite",
+    "glm_moe_dsa",
     "gpt_oss",
     "hunyuan_v1_moe",
     "llama4_text",
@@ -335,3 +337,27 @@ def test_sliding_layers_of_mimo_have_sinks_and_twice_the_key_heads() -> None:
 def test_mimo_refuses_key_heads_whose_double_does_not_divide() -> None:
     with pytest.raises(ModelError, match="num_key_value_heads is 64, but must be a divisor"):
         spec_of({"model_type": "mimo_v2_flash", "num_key_value_heads": 64})
+
+
+def test_an_indexers_keys_are_cached_beside_the_heads() -> None:
+    indexed = {**LATENT, "index_n_heads": 4, "index_head_dim": 32}
+    one = spec_of({**indexed, "model_type": "deepseek_v32"}).layers[0].attention
+    assert one.cached_features == (4 * 48, 4 * 24, 32)
+    own = {"num_hidden_layers": 3, "index_topk_pattern": "FSF"}
+    layers = spec_of({**indexed, "model_type": "glm_moe_dsa", **own}).layers
+    assert [len(layer.attention.cached_features) for layer in layers] == [3, 2, 3]
+    assert [len(layer.idle) for layer in layers] == [4, 0, 4]
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"q_lora_rank": None}, "q_lora_rank is None, but must be a size"),
+        ({"index_head_dim": 8}, "index_head_dim is 8, but must be at least qk_rope_head_dim, 16"),
+        ({"indexer_types": ["shared", "full", "full"]}, "but must be full at first"),
+        ({"index_topk_pattern": "FS"}, "but must be 3 letters F or S"),
+    ],
+)
+def test_an_impossible_indexer_is_named(fields: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ModelError, match=sentence):
+        spec_of({**LATENT, "model_type": "glm_moe_dsa"}, **fields)
