@@ -21,6 +21,7 @@ from estimator.architecture.norms import norm
 from estimator.architecture.pair_rotary import ROTATIONS
 from estimator.architecture.parts import cast, linear, product_input
 from estimator.architecture.tape import Tape, Tensor
+from estimator.architecture.widths import promoted
 from estimator.spec import Attention, Indexer, Layer
 
 
@@ -120,7 +121,7 @@ def _choice(tape: Tape, x: Tensor, residual: Tensor, spec: Attention, ctx: Conte
     eager = ctx.attention == "eager"
     # sdpa's mask is boolean, and inverted first; eager's is added.
     inverted = None if eager else tape.new(summed.count, 1)
-    masked = tape.new(summed.count, max(summed.width, ctx.width) if eager else summed.width)
+    masked = tape.new(summed.count, promoted(summed.width, ctx.width) if eager else summed.width)
     tape.drop(inverted, summed)
     count = ctx.tokens * min(indexer.chosen, ctx.keys)
     best, numbers = tape.new(count, masked.width), tape.new(count, 8)
@@ -148,7 +149,7 @@ def _turned(
     first, rest = tape.split(x, (count, x.count - count), x.size)
     turned = ROTATIONS[spec.indexer.rotation](tape, first, ctx.outer_width)
     tape.drop(first)
-    out = tape.new(x.count, max(turned.width, rest.width))
+    out = tape.new(x.count, promoted(turned.width, rest.width))
     tape.drop(x)
     return out, (turned, rest)
 
