@@ -10,7 +10,7 @@ from estimator.architecture.context import Context
 from estimator.architecture.events import Storage
 from estimator.architecture.kernels import attend
 from estimator.architecture.norms import norm, norm_by_head
-from estimator.architecture.parts import linear, scale
+from estimator.architecture.parts import linear, low_rank_sum, scale
 from estimator.architecture.quantized_cache import quantized_update
 from estimator.architecture.rotary import rotate_states
 from estimator.architecture.static_cache import fill_slots
@@ -79,8 +79,21 @@ def _project(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Tens
     if spec.value_scaled:
         projected, value = value, scale(tape, value)
         tape.drop(projected)
+    if spec.adapters:
+        query, key, value = _added(tape, x, (query, key, value), spec, ctx)
     if spec.norm_after_projections:
         query, key = _normed(tape, query, key, spec, ctx)
+    return query, key, value
+
+
+def _added(
+    tape: Tape, x: Tensor, states: tuple[Tensor, ...], spec: Attention, ctx: Context
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values with what linears through a narrow rank add; they are consumed."""
+    query, key, value = (
+        low_rank_sum(tape, x, state, pair, ctx)
+        for state, pair in zip(states, spec.adapters, strict=True)
+    )
     return query, key, value
 
 

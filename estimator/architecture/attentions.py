@@ -10,6 +10,7 @@ from estimator.architecture import (
     fp32_scores,
     gated_attention,
     gemma4,
+    head_scan,
     latent,
     llama4,
     selective_scan,
@@ -36,6 +37,7 @@ _RECIPES: dict[str, Callable[[Tape, Tensor, Attention, Context], tuple[Tensor, T
     "delta_net": delta_net.attention,
     "gated": gated_attention.attention,
     "selective_scan": selective_scan.attention,
+    "head_scan": head_scan.attention,
     "state_space": state_space.attention,
     "short_conv": short_conv.attention,
     "latent": latent.attention,
@@ -45,7 +47,7 @@ _RECIPES: dict[str, Callable[[Tape, Tensor, Attention, Context], tuple[Tensor, T
 }
 
 _FUNCTIONS = ("standard", "split", "gated", "latent", "sparse_latent", "llama4", "gemma4")
-_NO_CORES = ("delta_net", "selective_scan", "state_space", "short_conv")
+_NO_CORES = ("delta_net", "selective_scan", "head_scan", "state_space", "short_conv")
 _OWN_CORES_OF_LAYERS = ("falcon", "bloom")
 
 

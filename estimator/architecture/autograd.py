@@ -55,7 +55,7 @@ def run_backward(
                 continue
             if kind == PASS:
                 incoming.refs += 1
-                made.append((tensor, incoming, viewed))
+                made.append((tensor, incoming, viewed or new_viewed))
             else:
                 size = tensor.count * tensor.width if kind == NEW else kind
                 name = "logits" if _is_logits(tensor) else None
@@ -69,7 +69,7 @@ def run_backward(
             region.release(tape)
         for tensor, storage, viewed in made:
             if tensor.parameter:
-                tape.keep_gradient(storage)
+                tape.keep_gradient(storage, tensor.graded)
             elif id(tensor) in buffers:
                 _sum(tape, buffers, tensor, storage)
             else:

@@ -86,9 +86,8 @@ def _time_steps(tape: Tape, time: Tensor, space: StateSpaceDual, ctx: Context) -
     """softplus(time + bias), clamped."""
     bias = parameter(space.heads, ctx.width, ctx.full)
     moved = tape.op(time.count, time.width, (time, bias), grads=(PASS, NEW))
-    given = moved if ctx.amp is None else cast(tape, moved, 4)
-    if given is not moved:
-        tape.drop(moved)
+    given = cast(tape, moved, moved.width if ctx.amp is None else 4)
+    tape.drop(moved)
     soft = tape.op(given.count, given.width, (given,), (given,))
     tape.drop(given)
     out = tape.op(soft.count, soft.width, (soft,), (soft,), temporaries=(soft.count,) * 2)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from estimator.architecture.context import Context
 from estimator.architecture.norms import norm
-from estimator.architecture.outside import TOKEN_INPUTS
+from estimator.architecture.outside import EMBEDDED, TOKEN_INPUTS
 from estimator.architecture.parts import add, dropout, linear, parameter, scale
 from estimator.architecture.tape import PASS, Tape, Tensor
 from estimator.spec import ModelSpec, TokenTables
@@ -17,7 +17,8 @@ def embeddings(tape: Tape, spec: ModelSpec, ctx: Context) -> tuple[Tensor, tuple
     """Look the tokens up: [B, Q, hidden]; learned positions are added, Gemma's are scaled.
 
     Returns the layers' input, and what the model's forward holds until its end: `inputs_embeds`
-    is the layers' input itself, except where positions are added to it or dropout copies it.
+    is the layers' input itself, except where positions are added to it or dropout copies it. Where
+    it is cloned, its copy is, beside the layers' input.
 
     Backward makes a dense gradient of the whole table, and sorts the indices first when there
     are more than 3072 (aten/src/ATen/native/cuda/Embedding.cu).
@@ -56,6 +57,11 @@ def embeddings(tape: Tape, spec: ModelSpec, ctx: Context) -> tuple[Tensor, tuple
         return hidden, (out, positions)
     if spec.fixed_positions:
         return _with_fixed_positions(tape, out, spec, ctx)
+    if spec.embedding_cloned:
+        copy = tape.op(count, out.width, (out,), grads=(PASS,))
+        _keep_leaf(tape, out, ctx)
+        tape.outside[EMBEDDED] = tape.alias(copy)
+        return out, (copy,)
     if spec.embedding_multiplied:
         scaled = tape.op(count, ctx.width, (out,))
         _keep_leaf(tape, out, ctx)

@@ -170,6 +170,11 @@ def _refuse(case: Case, spec: ModelSpec) -> None:
         f"decoding of several sequences with {spec.name} (its own code mixes them up)": (
             spec.decodes_alone and case.batch_size > 1 and (case.max_new_tokens or 1) > 1
         ),
+        f"autocast of {spec.model_type}, whose layers share weights that it casts once": (
+            case.mixed_precision is not None
+            and any(layer.shared and not layer.shared.counted for layer in distinct_layers(spec))
+            and not (case.training and case.method == "lora")
+        ),
         f"stack {case.stack!r} with other norms than RMSNorm": _norms_unknown(case, spec),
         f"stack {case.stack!r} without autocast on a quantized base that was not prepared, whose "
         "fp32 hidden states no head in half precision multiplies": _head_too_narrow(case),

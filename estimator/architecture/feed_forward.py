@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from estimator.architecture.context import Context
 from estimator.architecture.norms import norm
-from estimator.architecture.parts import activation, linear, multiply, operands
+from estimator.architecture.parts import activation, linear, low_rank_sum, multiply, operands
 from estimator.architecture.tape import Tape, Tensor
 from estimator.architecture.xielu import xielu
 from estimator.spec import Mlp
@@ -46,6 +46,8 @@ def _fused_gate(tape: Tape, x: Tensor, spec: Mlp, ctx: Context) -> Tensor:
     Source: transformers/models/phi3/modeling_phi3.py, `Phi3MLP.forward`.
     """
     both = linear(tape, x, spec.up, ctx)
+    if spec.adapter:
+        both = low_rank_sum(tape, x, both, spec.adapter, ctx)
     half = both.count // 2
     gate, up = tape.split(both, (half, half), both.size)
     activated = activation(tape, gate, spec.activation, ctx)

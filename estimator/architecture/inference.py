@@ -156,7 +156,9 @@ def _forward(run: Run, spec: ModelSpec, ctx: Context) -> dict[int, tuple[int, ..
     hidden, held = embeddings(tape, spec, ctx)
     run.play(Pass.of(tape.take_events(), "embeddings"))
     assert hidden.storage is not None
-    also_held = Held() if held else Held(hidden.storage.requested, hidden.storage.allocated)
+    also_held = Held(hidden.storage.requested, hidden.storage.allocated)
+    if held and not spec.embedding_cloned:
+        also_held = Held()
     run.hold(also_held)
     shared = rotary_tables(spec, ctx) + sum(attention_masks(spec, ctx).values())
     shared += distance_bytes(spec, ctx)

@@ -119,7 +119,7 @@ def inventory(spec: ModelSpec, lora: Lora | None) -> Inventory:
         # inv_freq and original_inv_freq, fp32, half of what is rotated each.
         for features in spec.table_features:
             buffers += [4 * (features // 2)] * 2
-    inner = (linear for layer in spec.layers for linear in layer.linears)
+    inner = (linear for layer in spec.layers for linear in layer.counted_linears)
     linears = tuple(linear for linear in (*inner, *spec.outer_linears) if linear.quantizable)
     if spec.tied and spec.final_norm is not None and not spec.final_norm.shapes:
         # What holds the model's last parameter is not quantized: the head, or the final norm, but
@@ -150,7 +150,7 @@ def _idle_adapters(spec: ModelSpec, lora: Lora | None) -> Iterator[int]:
     if lora is None:
         return
     for layer in spec.layers:
-        for linear in layer.idle_linears:
+        for linear in (*layer.idle_linears, *layer.shadows):
             yield from linear_adapters(linear, lora)
 
 
@@ -181,7 +181,7 @@ def adapter_tensors(layer: Layer, lora: Lora) -> Iterator[int]:
     if isinstance(layer.mlp, Moe):
         for name in layer.mlp.adapted(lora.target_modules):
             yield from layer.mlp.adapter_counts(name, lora.r)
-    for linear in layer.linears:
+    for linear in (*layer.linears, *layer.shadows):
         yield from linear_adapters(linear, lora)
 
 

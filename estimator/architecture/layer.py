@@ -15,6 +15,7 @@ from estimator.architecture import (
     gemma4,
     inlined,
     post_norm,
+    shared_layers,
     single,
     split,
 )
@@ -51,6 +52,7 @@ LAYERS: dict[str, Callable[[Tape, Tensor, Layer, Context], Tensor]] = {
     "falcon_h1": falcon_h1.falcon_h1_layer,
     "bloom": alibi.bloom_layer,
     "gemma4": gemma4.gemma4_layer,
+    "shared": shared_layers.shared_layer,
     "single": single.single_layer,
     "single_fp32": single.single_layer_fp32,
     "split_parallel": split.parallel_layer,

@@ -49,7 +49,8 @@ def norm(tape: Tape, x: Tensor, spec: Norm | None, ctx: Context) -> Tensor:
         back = cast(tape, normed, x.width)
         # A norm in fp32 makes what it is given fp32.
         width = _weight_width(x, ctx) if ctx.loaded_width is None else ctx.width
-        out = _times_weight(tape, back, parameter(spec.size, width, ctx.full))
+        weight = parameter(spec.size * spec.groups, width, ctx.full, spec.graded)
+        out = _times_weight(tape, back, weight)
         tape.drop(back)
     tape.drop(normed, variance, rstd)
     return out

@@ -1,5 +1,6 @@
 """What layers read beside their input: their own inputs by token, and earlier layers' keys and
-values (Gemma 4). Each layer is played on a tape of its own; this carries such tensors between them.
+values (Gemma 4), or the embeddings (Zamba). Each layer is played on a tape of its own; this carries
+such tensors between them.
 
 In backward their gradients wait from the last layer that reads a tensor to where it was made, and
 each layer adds its own to what is there.
@@ -12,10 +13,14 @@ from dataclasses import dataclass
 
 from estimator.architecture.events import Storage
 from estimator.architecture.tape import Tape, Tensor
-from estimator.spec import Attention, Layer
+from estimator.spec import Attention, Layer, Shared
 
 TOKEN_INPUTS = "token inputs"
 """By what name layers find their own inputs among `Tape.outside`."""
+
+
+EMBEDDED = "embeddings"
+"""By what name layers find the embeddings (Zamba)."""
 
 
 def state_names(spec: Attention) -> tuple[str, str]:
@@ -50,6 +55,8 @@ def tensors(outside: Iterable[Outside]) -> dict[str, Tensor]:
 def pending(tape: Tape, layer: Layer) -> dict[int, Storage]:
     """Return the gradients that later layers' backward left for what they read of a layer, or
     beside it, by `id` of the tensor; a tape has played the layer."""
+    if layer.shared is not None:
+        return _of_embeddings(tape, layer.shared)
     names: tuple[str, ...] = ()
     if layer.token_inputs is not None and not layer.token_inputs.last:
         names = (TOKEN_INPUTS,)
@@ -58,3 +65,12 @@ def pending(tape: Tape, layer: Layer) -> dict[int, Storage]:
         names += state_names(block)
     read = (tape.outside[name] for name in names)
     return {id(one): Storage(one.size, None) for one in read if one.grad}
+
+
+def _of_embeddings(tape: Tape, shared: Shared) -> dict[int, Storage]:
+    """The embeddings' gradient begins as a view of the last reader's, which read them beside the
+    hidden states; the second's makes a sum of its own."""
+    read = tape.outside[EMBEDDED]
+    if not (read.grad and shared.readers):
+        return {}
+    return {id(read): Storage(read.size * (2 if shared.readers == 1 else 1), None)}

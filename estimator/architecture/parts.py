@@ -12,9 +12,12 @@ from estimator.architecture.widths import promoted
 from estimator.spec import Linear
 
 
-def parameter(count: int, width: int, trains: bool) -> Tensor:
-    """Return a parameter: no bytes of its own on the tape, a gradient if it trains."""
-    return Tensor(count, width, trains, None, parameter=True)
+def parameter(count: int, width: int, trains: bool, graded: bool = False) -> Tensor:
+    """Return a parameter: no bytes of its own on the tape, a gradient if it trains.
+
+    `graded` is whether there is one already, which is added to.
+    """
+    return Tensor(count, width, trains, None, parameter=True, graded=graded)
 
 
 def operands(a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
@@ -55,6 +58,17 @@ def half_weight(tape: Tape, weight: Tensor, ctx: Context, viewed: bool = False) 
 def product_input(tape: Tape, x: Tensor, ctx: Context) -> Tensor:
     """What a matrix product reads: under autocast a copy in half precision."""
     return tape.alias(x) if ctx.amp is None else cast(tape, x, ctx.amp_width)
+
+
+def strided_input(tape: Tape, x: Tensor, ctx: Context) -> Tensor:
+    """What a product reads of an input that lies otherwise in memory, [B, features, Q]: a copy,
+    where it has rows of several sequences and backward reads it."""
+    read = product_input(tape, x, ctx)
+    if ctx.batch == 1 or not read.grad:
+        return read
+    out = tape.op(read.count, read.width, (read,), grads=(PASS,))
+    tape.drop(read)
+    return out
 
 
 def multiply(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
@@ -138,31 +152,51 @@ def dropout(tape: Tape, x: Tensor, p: float, ctx: Context) -> Tensor:
     return tape.op(x.count, x.width, (x,), aux=(x.count,))
 
 
-def linear(tape: Tape, x: Tensor, spec: Linear, ctx: Context, viewed: bool = True) -> Tensor:
+def linear(
+    tape: Tape, x: Tensor, spec: Linear, ctx: Context, viewed: bool = True, strided: bool = False
+) -> Tensor:
     """`x @ weight.T`, with an adapter where the case puts one.
 
     Backward's gradient of a 3-D input is a view of a 2-D product (`viewed`), into which autograd
-    sums nothing in place.
+    sums nothing in place. `strided` is whether the input lies otherwise in memory: see
+    `strided_input`.
     """
     if ctx.quantization is not None and spec.quantizable:
         from estimator.architecture.quantized import quantized_linear
 
-        return quantized_linear(tape, x, spec, ctx, viewed)
+        return quantized_linear(tape, x, spec, ctx, viewed, strided)
     rows = x.count // spec.inputs
-    out = _product(tape, x, spec, ctx, rows, viewed)
+    read = (strided_input if strided else product_input)(tape, x, ctx)
+    out = _product(tape, read, spec, ctx, rows, viewed)
     if not ctx.targets(spec):
         return out
-    return _adapted(tape, x, out, spec, ctx, rows, viewed)
+    return _adapted(tape, x, out, spec, ctx, rows, viewed, strided)
 
 
-def _product(tape: Tape, x: Tensor, spec: Linear, ctx: Context, rows: int, viewed: bool) -> Tensor:
-    read = product_input(tape, x, ctx)
+def low_rank_sum(
+    tape: Tape, x: Tensor, result: Tensor, pair: tuple[Linear, ...], ctx: Context
+) -> Tensor:
+    """`result + up(down(x))` of linears of the model's own; `result` is consumed."""
+    down, up = pair
+    narrow = linear(tape, x, down, ctx)
+    wide = linear(tape, narrow, up, ctx)
+    tape.drop(narrow)
+    out = add(tape, result, wide)
+    tape.drop(wide, result)
+    return out
+
+
+def _product(
+    tape: Tape, read: Tensor, spec: Linear, ctx: Context, rows: int, viewed: bool
+) -> Tensor:
+    """The product of what was read for it, which is consumed."""
     # A class of its own multiplies by its weight's transpose.
-    table = parameter(spec.weight_count, 4 if spec.fp32 else ctx.width, ctx.full)
+    table = parameter(spec.weight_count, 4 if spec.fp32 else ctx.width, ctx.full, spec.graded)
     weight = half_weight(tape, table, ctx, viewed=spec.own_class)
     inputs: tuple[Tensor, ...] = (weight, read)
     if spec.bias and not spec.own_class:
-        bias = half_weight(tape, parameter(spec.outputs, ctx.width, ctx.full), ctx)
+        bias = parameter(spec.outputs, ctx.width, ctx.full, spec.graded)
+        bias = half_weight(tape, bias, ctx)
         inputs = (bias, weight, read)
     saves = operands(read, weight)
     out = tape.op(rows * spec.outputs, read.width, inputs, saves, viewed=viewed)
@@ -177,7 +211,14 @@ def _product(tape: Tape, x: Tensor, spec: Linear, ctx: Context, rows: int, viewe
 
 
 def _adapted(
-    tape: Tape, x: Tensor, result: Tensor, spec: Linear, ctx: Context, rows: int, viewed: bool
+    tape: Tape,
+    x: Tensor,
+    result: Tensor,
+    spec: Linear,
+    ctx: Context,
+    rows: int,
+    viewed: bool,
+    strided: bool,
 ) -> Tensor:
     """LoRA: result + B(A(dropout(x))) * scaling, in the adapter's dtype.
 
@@ -196,7 +237,7 @@ def _adapted(
         tape.drop(total, x32)
         return out
     dropped = dropout(tape, x32, lora.lora_dropout, ctx)
-    down = adapter(tape, dropped, rows, spec.inputs, lora.r, ctx, viewed)
+    down = adapter(tape, dropped, rows, spec.inputs, lora.r, ctx, viewed, strided=strided)
     tape.drop(dropped)
     up = adapter(tape, down, rows, lora.r, spec.outputs, ctx, viewed)
     tape.drop(down)
@@ -220,9 +261,11 @@ def adapter(
     ctx: Context,
     viewed: bool = True,
     weight: Tensor | None = None,
+    strided: bool = False,
 ) -> Tensor:
-    """One matrix of an adapter; `viewed` as for `linear`, `weight` (borrowed) if it is there."""
-    read = product_input(tape, x, ctx)
+    """One matrix of an adapter; `viewed` and `strided` as for `linear`, `weight` (borrowed) if it
+    is there."""
+    read = (strided_input if strided else product_input)(tape, x, ctx)
     own = adapter_weight(tape, inputs, outputs, ctx) if weight is None else tape.alias(weight)
     out = tape.op(rows * outputs, read.width, (own, read), (read, own), viewed=viewed)
     tape.drop(read, own)

@@ -25,14 +25,20 @@ KERNEL_ROWS = 4
 
 
 def quantized_linear(
-    tape: Tape, x: Tensor, spec: Linear, ctx: Context, viewed: bool = True
+    tape: Tape,
+    x: Tensor,
+    spec: Linear,
+    ctx: Context,
+    viewed: bool = True,
+    strided: bool = False,
 ) -> Tensor:
     """A quantized linear, with its adapter where the case puts one; borrows `x`.
 
-    `viewed` is whether an adapter's gradients are views, as for `linear`.
+    `viewed` is whether an adapter's gradients are views, `strided` whether the input lies otherwise
+    in memory, as for `linear`.
     """
     product = _linear_8bit if ctx.quantization == "int8" else _linear_4bit
-    result = product(tape, x, spec, ctx)
+    result = product(tape, x, spec, ctx, strided and ctx.batch > 1)
     if not ctx.targets(spec):
         return result
     if ctx.quantization != "int8":
@@ -40,13 +46,13 @@ def quantized_linear(
         clone = tape.op(result.count, result.width, (result,), grads=(PASS,))
         tape.drop(result)
         result = clone
-    return _adapted(tape, x, result, spec, ctx, viewed)
+    return _adapted(tape, x, result, spec, ctx, viewed, strided)
 
 
-def _linear_4bit(tape: Tape, x: Tensor, spec: Linear, ctx: Context) -> Tensor:
+def _linear_4bit(tape: Tape, x: Tensor, spec: Linear, ctx: Context, strided: bool) -> Tensor:
     """Dequantizes the whole weight, in forward and again in backward; saves no input."""
     rows = x.count // spec.inputs
-    computed = cast(tape, x, ctx.compute_width)
+    computed = _laid_out(tape, cast(tape, x, ctx.compute_width), strided and x.grad)
     weight = spec.weight_count * ctx.compute_width
     scales = 4 * ceil_div(spec.weight_count, BLOCK_4BIT) if ctx.double_quantization else 0
     whole = (weight, scales) if scales else (weight,)
@@ -66,20 +72,21 @@ def _linear_4bit(tape: Tape, x: Tensor, spec: Linear, ctx: Context) -> Tensor:
     return result
 
 
-def _linear_8bit(tape: Tape, x: Tensor, spec: Linear, ctx: Context) -> Tensor:
+def _linear_8bit(tape: Tape, x: Tensor, spec: Linear, ctx: Context, strided: bool) -> Tensor:
     """Quantizes its input row by row, multiplies in int8, and keeps the input for backward.
 
     It keeps it on its context and not through `save_for_backward`, so checkpointing keeps it too.
-    The search for outliers makes the input's absolute values and a mask of one byte an element.
+    The search for outliers makes the input's absolute values and a mask of one byte an element,
+    beside the values and scales that are there already.
     """
     rows = x.count // spec.inputs
+    x = _laid_out(tape, tape.alias(x), strided)
     half = None if ctx.is_fp16(x.width) else tape.new(x.count, 2)
     absolute = tape.new(x.count, 2)
     mask = tape.new(x.count, 1)
-    tape.drop(absolute, mask)
     values = tape.new(x.count, 1)
     row_scales = tape.new(rows, 4)
-    tape.drop(half)
+    tape.drop(absolute, mask, half)
     outputs = rows * spec.outputs
     extra = (4 * outputs, 2 * outputs) if not ctx.is_fp16(x.width) else (4 * outputs,)
     out = tape.op(
@@ -91,12 +98,27 @@ def _linear_8bit(tape: Tape, x: Tensor, spec: Linear, ctx: Context) -> Tensor:
         temporaries=(spec.weight_count * x.width,),
         viewed=True,
     )
-    tape.drop(values, row_scales)
+    tape.drop(values, row_scales, x)
+    return out
+
+
+def _laid_out(tape: Tape, x: Tensor, copies: bool) -> Tensor:
+    """A copy of rows that lie otherwise in memory, where one is made; `x` is consumed."""
+    if not copies:
+        return x
+    out = tape.op(x.count, x.width, (x,), grads=(PASS,))
+    tape.drop(x)
     return out
 
 
 def _adapted(
-    tape: Tape, x: Tensor, result: Tensor, spec: Linear, ctx: Context, viewed: bool
+    tape: Tape,
+    x: Tensor,
+    result: Tensor,
+    spec: Linear,
+    ctx: Context,
+    viewed: bool,
+    strided: bool,
 ) -> Tensor:
     """LoRA on a quantized base: the adapter's output is cast before it is added.
 
@@ -116,7 +138,7 @@ def _adapted(
         tape.drop(total, wide)
         return out
     dropped = dropout(tape, wide, lora.lora_dropout, ctx)
-    down = adapter(tape, dropped, rows, spec.inputs, lora.r, ctx, viewed)
+    down = adapter(tape, dropped, rows, spec.inputs, lora.r, ctx, viewed, strided=strided)
     tape.drop(dropped)
     up = adapter(tape, down, rows, lora.r, spec.outputs, ctx, viewed)
     tape.drop(down)

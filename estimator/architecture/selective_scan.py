@@ -38,32 +38,29 @@ def attention(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Ten
     projection, selection, _ = scan.inputs
     given = _masked(tape, x, scan, ctx)
     both = linear(tape, given, projection, ctx)
-    rates = _rates(tape, scan, ctx)
+    decays = _rates(tape, scan, ctx)
     half = both.count // 2
     value, gate = tape.split(both, (half, half), both.size)
     active = activated_convolution(tape, value, scan.channels, scan.kernel, scan.conv_bias, ctx)
     tape.drop(value)
     mixed = _masked(tape, active, scan, ctx)
     tape.drop(active)
-    read = _laid_out(tape, mixed, ctx)
-    selected = linear(tape, read, selection, ctx)
-    tape.drop(read)
-    step, inner, outer = _parts(tape, selected, scan, ctx)
+    selected = linear(tape, mixed, selection, ctx, strided=True)
+    chosen, inner, outer = _parts(tape, selected, scan, ctx)
     tape.drop(selected)
-    time = _time_steps(tape, step, scan, ctx)
+    time = _time_steps(tape, chosen, scan, ctx)
     bias = cast(tape, parameter(scan.channels, ctx.width, ctx.full), 4)
-    states = (mixed, time, rates, inner, outer, gate, bias)
+    states = (mixed, time, decays, inner, outer, gate, bias)
     if ctx.decoding:
-        out, last = _step(tape, states, scan, ctx), None
+        out, last = step(tape, states, scan, ctx), None
     else:
-        out, last = _scanned(tape, states, scan, ctx)
+        out, last = scanned(tape, states, scan, ctx)
     if ctx.cached and not ctx.decoding:
         count = ctx.batch * scan.channels * scan.state
         tape.new(count, 4, component="kv_cache")
     narrow = cast(tape, out, x.width)
-    read = _laid_out(tape, narrow, ctx)
-    result = linear(tape, read, spec.output, ctx)
-    tape.drop(read, narrow, given, rates, mixed, both, time, inner, outer, bias)
+    result = linear(tape, narrow, spec.output, ctx, strided=True)
+    tape.drop(narrow, given, decays, mixed, both, time, inner, outer, bias)
     tape.drop(out, gate, last)
     return result, None
 
@@ -73,22 +70,17 @@ def _masked(tape: Tape, x: Tensor, scan: SelectiveScan, ctx: Context) -> Tensor:
     return scale(tape, x) if scan.masked and not ctx.decoding else tape.alias(x)
 
 
-def _laid_out(tape: Tape, x: Tensor, ctx: Context) -> Tensor:
-    """A product's copy of a transposed input, where it has rows of several sequences and trains."""
-    read = product_input(tape, x, ctx)
-    if ctx.batch == 1 or not read.grad:
-        return read
-    out = tape.op(read.count, read.width, (read,), grads=(PASS,))
-    tape.drop(read)
+def _rates(tape: Tape, scan: SelectiveScan, ctx: Context) -> Tensor:
+    count = scan.channels * scan.state
+    wide = cast(tape, parameter(count, ctx.width, ctx.full), 4)
+    out = rates(tape, wide)
+    tape.drop(wide)
     return out
 
 
-def _rates(tape: Tape, scan: SelectiveScan, ctx: Context) -> Tensor:
-    """`-exp(A)`, fp32."""
-    count = scan.channels * scan.state
-    wide = cast(tape, parameter(count, ctx.width, ctx.full), 4)
-    grown = tape.op(count, 4, (wide,), saves_out=True)
-    tape.drop(wide)
+def rates(tape: Tape, wide: Tensor) -> Tensor:
+    """`-exp(A)` of what is in fp32, which is borrowed."""
+    grown = tape.op(wide.count, 4, (wide,), saves_out=True)
     out = scale(tape, grown)
     tape.drop(grown)
     return out
@@ -133,23 +125,22 @@ def _opened(tape: Tape, time: Tensor, bias: Tensor, ctx: Context) -> Tensor:
     narrow = cast(tape, bias, time.width)
     moved = tape.op(time.count, time.width, (time, narrow), grads=(PASS, NEW))
     tape.drop(narrow)
-    wide = moved if ctx.amp is None else cast(tape, moved, 4)
-    if wide is not moved:
-        tape.drop(moved)
+    wide = cast(tape, moved, moved.width if ctx.amp is None else 4)
+    tape.drop(moved)
     out = tape.op(wide.count, wide.width, (wide,), (wide,))
     tape.drop(wide)
     return out
 
 
-def _scanned(
+def scanned(
     tape: Tape, states: tuple[Tensor, ...], scan: SelectiveScan, ctx: Context
 ) -> tuple[Tensor, Tensor]:
     """Return the gated output, [B, I, Q] fp32, and the last state; `states` are borrowed."""
-    mixed, time, rates, inner, outer, gate, bias = states
+    mixed, time, falls, inner, outer, gate, bias = states
     count = ctx.tokens * scan.channels * scan.state
     share = cast(tape, parameter(scan.channels, ctx.width, ctx.full), 4)
     opened = _opened(tape, time, bias, ctx)
-    exponents = spread_product(tape, rates, opened, count, ctx)
+    exponents = spread_product(tape, falls, opened, count, ctx)
     decays = tape.op(count, 4, (exponents,), saves_out=True)
     tape.drop(exponents)
     inner32 = cast(tape, inner, 4)
@@ -192,6 +183,8 @@ def _loop(
     Q = ctx.queries
     between = max(0, Q - 2 * _PLAYED)
     state = tape.new(size, width)
+    # Products under autocast read copies.
+    width = width if ctx.amp is None else ctx.amp_width
     made: list[Tensor] = []
     for index in range(Q - between + bool(between)):
         if between and index == _PLAYED:
@@ -206,8 +199,9 @@ def _loop(
         tape.drop(product, decay, more, before)
         narrow = cast(tape, state, width)
         row = tape.view(outer, ctx.batch * scan.state, outer.size)
-        made.append(tape.op(out_size, width, (narrow, row), operands(narrow, row)))
-        tape.drop(narrow, row)
+        read = cast(tape, row, width)
+        made.append(tape.op(out_size, width, (narrow, read), operands(narrow, read)))
+        tape.drop(narrow, row, read)
     out = tape.op(out_size * Q, width, tuple(made), grads=(PASS,) * len(made))
     return out, state, made
 
@@ -227,7 +221,7 @@ def _many_tokens(
     return out
 
 
-def _step(tape: Tape, states: tuple[Tensor, ...], scan: SelectiveScan, ctx: Context) -> Tensor:
+def step(tape: Tape, states: tuple[Tensor, ...], scan: SelectiveScan, ctx: Context) -> Tensor:
     """One token's step, without gradients: a few copies of the state."""
     mixed, time, _, inner, _, _, bias = states
     size = ctx.batch * scan.channels * scan.state

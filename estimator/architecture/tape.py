@@ -32,17 +32,25 @@ round, and in the third of backward, no round differs from the one before."""
 class Tensor:
     """A tensor of `count` elements of `width` bytes; `storage` is None for parameters.
 
-    `grad` is whether it requires grad; `parameter` whether it is a leaf that keeps its gradient.
+    `grad` is whether it requires grad; `parameter` whether it is a leaf that keeps its gradient,
+    `graded` whether it has one already.
     """
 
-    __slots__ = ("count", "grad", "parameter", "storage", "width")
+    __slots__ = ("count", "grad", "graded", "parameter", "storage", "width")
 
     def __init__(
-        self, count: int, width: int, grad: bool, storage: Storage | None, parameter: bool = False
+        self,
+        count: int,
+        width: int,
+        grad: bool,
+        storage: Storage | None,
+        parameter: bool = False,
+        graded: bool = False,
     ) -> None:
         self.count = count
         self.width = width
         self.grad = grad
+        self.graded = graded
         self.storage = storage
         self.parameter = parameter
 
@@ -101,6 +109,8 @@ class Tape:
     cache_widths: tuple[int, ...] | None = None
     """Bytes of an element of the keys and of the values that came into a cache, and of an
     indexer's keys."""
+    arguments: list[Tensor] = field(default_factory=list)
+    """What a checkpoint inside of a layer keeps by name until the backward of the layer is done."""
     probabilities_width: int | None = None
     """Bytes of an element of the attention's probabilities that a layer returns."""
     stopped: bool = False
@@ -348,9 +358,9 @@ class Tape:
                 self._free(storage)
         saved.clear()
 
-    def keep_gradient(self, storage: Storage) -> None:
+    def keep_gradient(self, storage: Storage, graded: bool = False) -> None:
         """A parameter's gradient is complete: it stays, or is added to the one that is there."""
-        if self.accumulate:
+        if self.accumulate or graded:
             self.release(storage)
         else:
             storage.component = "gradients"

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from estimator.allocator import expected_block
 from estimator.architecture import layer as blocks
-from estimator.architecture import older
+from estimator.architecture import older, shared_layers
 from estimator.architecture.autograd import run_backward
 from estimator.architecture.context import Context, training_context
 from estimator.architecture.embeddings import embeddings
@@ -19,7 +19,14 @@ from estimator.architecture.head_loss import head_loss, tied_table
 from estimator.architecture.inventory import Held, Inventory, held, trainable, weights
 from estimator.architecture.masks import attention_masks, distance_bytes, kept_masks
 from estimator.architecture.optimizer import optimizer_memory
-from estimator.architecture.outside import TOKEN_INPUTS, Outside, outside_of, pending, tensors
+from estimator.architecture.outside import (
+    EMBEDDED,
+    TOKEN_INPUTS,
+    Outside,
+    outside_of,
+    pending,
+    tensors,
+)
 from estimator.architecture.rotary import table_bytes, tables_saved
 from estimator.architecture.run import Pass, Run
 from estimator.architecture.sparse_latent import held_choice, release_choice
@@ -112,8 +119,14 @@ def _forward_and_backward(run: Run, spec: ModelSpec, ctx: Context, case: Case) -
     run.change("temporaries", passing)
     # The model's forward holds the first layer's input to its end, whoever else lets go of it.
     also_held = (
-        Held() if held or keeps else Held(hidden.storage.requested, hidden.storage.allocated)
+        Held()
+        if (held and not spec.embedding_cloned) or keeps
+        else Held(hidden.storage.requested, hidden.storage.allocated)
     )
+    copied = embedding.outside.get(EMBEDDED)
+    if copied is not None and copied.storage is not None:
+        # Each layer is given it, which checkpointing keeps.
+        copied.storage.saved = ctx.checkpointing
     run.hold(also_held)
     returned = Held()
     for stretch in stretches(kinds.order):
@@ -151,7 +164,7 @@ def _forward_and_backward(run: Run, spec: ModelSpec, ctx: Context, case: Case) -
         run.change("temporaries", also_held.allocated_bytes, also_held.requested_bytes)
     run.change("temporaries", -passing)
     run.exchange("temporaries", returned, Held())
-    embedding.drop(*held)
+    embedding.drop(*held, None if ctx.checkpointing else copied)
     run.play(Pass.of(embedding.take_events(), "the model's forward returns"))
     run.play(Pass.of(loss_events, loss.label))
     if kinds.cached is not None:
@@ -166,6 +179,8 @@ def _forward_and_backward(run: Run, spec: ModelSpec, ctx: Context, case: Case) -
     for stretch in reversed(list(stretches(kinds.order, freed))):
         run.play(kinds.passes[kinds.order[stretch[0]]].backward, len(stretch))
         run.change("activations", -freed.get(stretch[0], 0))
+    embedding.drop(copied if ctx.checkpointing else None)
+    run.play(Pass.of(embedding.take_events(), "checkpointing's arguments go"))
     run.change("activations", sum(freed.values()) - shared - sum(kept.values()))
     for key in kinds.order:
         if kinds.passes[key].unshare.events:
@@ -183,6 +198,8 @@ def _forward_and_backward(run: Run, spec: ModelSpec, ctx: Context, case: Case) -
         table = tied_table(embedding, spec) if ctx.full else None
         reached = {} if waiting is None else {id(table): waiting}
         reached.update((id(out), Storage(out.size, None)) for out in outs[1:])
+        if spec.embedding_cloned:
+            reached |= shared_layers.gradient_of_copy(spec, held[-1])
         incoming = Storage(outs[0].size, None)
         leaf_gradients = run_backward(embedding, outs[0], incoming, reached, loss.table_viewed)
         gradient = leaf_gradients.pop(id(table), None)
@@ -309,7 +326,8 @@ def _play_layer(
     second_pass = tape.take_events()
     incoming = Storage(out.size, None)
     incoming.refs += reentrant
-    reached = run_backward(tape, out, incoming, pending(tape, layer), reached_views=False)
+    viewed = shared_layers.is_viewed(layer)
+    reached = run_backward(tape, out, incoming, pending(tape, layer), reached_views=viewed)
     if reentrant:
         # Its backward plays the whole block first, and names the block's output and the gradient
         # until it returns.
@@ -322,6 +340,7 @@ def _play_layer(
         tape.events[tape.first_unpack : tape.first_unpack] = second_pass
         tape.drop(x)
         release_choice(tape, layer, ctx)
+    tape.drop(*first_pass.arguments)
     if not in_grad:
         for storage in reached.values():
             storage.refs -= 1

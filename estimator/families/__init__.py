@@ -40,6 +40,7 @@ from estimator.families import (
     phi,
     qwen_next,
     xglm_ctrl,
+    zamba,
 )
 from estimator.families.reader import ConfigReader
 from estimator.spec import ModelSpec
@@ -145,6 +146,8 @@ PARSERS: dict[str, Callable[[ConfigReader], ModelSpec]] = {
     "bamba": mamba_hybrids.parse_bamba,
     "granitemoehybrid": mamba_hybrids.parse_granitemoehybrid,
     "falcon_h1": falcon_h1.parse,
+    "zamba": zamba.parse,
+    "zamba2": zamba.parse_zamba2,
     "jamba": mamba_hybrids.parse_jamba,
     "nemotron_h": mamba_hybrids.parse_nemotron_h,
     "mamba2": mamba.parse_mamba2,

@@ -18,12 +18,9 @@ from estimator.families.counts_seq2seq import count_decoder
 from estimator.families.counts_sparse import (
     count_jetmoe,
 )
-from estimator.families.counts_zamba import count_zamba, count_zamba2
 from estimator.families.reader import ConfigReader
 
 COUNTERS: dict[str, Callable[[ConfigReader], int]] = {
-    "zamba": count_zamba,
-    "zamba2": count_zamba2,
     "rwkv": count_rwkv,
     "recurrent_gemma": count_recurrent_gemma,
     "xlstm": count_xlstm,

@@ -6,14 +6,23 @@ modules in `estimator.families` translate each `model_type`'s configuration into
 
 from estimator.spec.attention import Attention, HandedChoice, Indexer, Latent
 from estimator.spec.linears import Linear, Norm
-from estimator.spec.mixers import DeltaNet, Mixer, SelectiveScan, ShortConv, State, StateSpaceDual
+from estimator.spec.mixers import (
+    DeltaNet,
+    HeadScan,
+    Mixer,
+    SelectiveScan,
+    ShortConv,
+    State,
+    StateSpaceDual,
+)
 from estimator.spec.mlp import Mlp, Moe
-from estimator.spec.model import HeadTransform, Layer, ModelSpec, TokenInputs, TokenTables
+from estimator.spec.model import HeadTransform, Layer, ModelSpec, Shared, TokenInputs, TokenTables
 
 __all__ = [
     "Attention",
     "DeltaNet",
     "HandedChoice",
+    "HeadScan",
     "HeadTransform",
     "Indexer",
     "Latent",
@@ -25,6 +34,7 @@ __all__ = [
     "Moe",
     "Norm",
     "SelectiveScan",
+    "Shared",
     "ShortConv",
     "State",
     "StateSpaceDual",

@@ -144,6 +144,9 @@ class Attention:
     sinks: bool = False
     """Whether each query head has a learned score beside the keys' (gpt-oss)."""
 
+    adapters: tuple[tuple[Linear, Linear], ...] = ()
+    """Two linears each, through a narrow rank, that are added to queries, keys and values
+    (Zamba 2)."""
     shares_states: bool = False
     """Whether the model's code names its keys and values while the layers run (Gemma 4)."""
     states_read: bool = False
@@ -208,7 +211,8 @@ class Attention:
             inputs = self.mixer.inputs
         if self.latent is not None:
             inputs = (self.latent.query_down, self.query, self.latent.down, self.latent.up)
-        return (*(linear for linear in inputs if linear is not None), self.output)
+        added = (linear for pair in self.adapters for linear in pair)
+        return (*(linear for linear in inputs if linear is not None), *added, self.output)
 
     @property
     def groups(self) -> int:

@@ -29,11 +29,16 @@ class Linear:
     """Whether its weight stays in fp32, whatever the model's dtype."""
     kept_whole: bool = False
     """Whether transformers does not quantize it, as its class asks (`_keep_in_fp32_modules`)."""
+    tied: bool = False
+    """Whether its weight is another's, too: transformers then does not quantize it either."""
+    graded: bool = False
+    """Whether a layer behind has the same parameters (Zamba): they have a gradient already when
+    this layer's backward runs."""
 
     @property
     def quantizable(self) -> bool:
         """Whether transformers quantizes it."""
-        return not (self.own_class or self.kept_whole)
+        return not (self.own_class or self.kept_whole or self.tied)
 
     @property
     def weight_count(self) -> int:
@@ -58,12 +63,14 @@ class Norm:
     - `layer`: torch's LayerNorm with bias; `layer_plus_one` scales by 1 + weight (Nemotron);
     - `layer_no_bias`: without bias; `layer_fp32`: in fp32, without parameters (OLMo).
 
-    `groups` is the number of rows that have weights of their own (Cohere's query heads).
+    `groups` is the number of rows that have weights of their own (Cohere's query heads), `graded`
+    as for `Linear`.
     """
 
     kind: str
     size: int
     groups: int = 1
+    graded: bool = False
 
     @property
     def shapes(self) -> tuple[int, ...]:

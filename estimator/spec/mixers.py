@@ -150,6 +150,73 @@ class SelectiveScan:
 
 
 @dataclass(frozen=True, slots=True)
+class HeadScan:
+    """A selective state space in `heads` of equal channels, each with weights of its own that
+    select, which are no linears (Zamba).
+
+    Source: https://arxiv.org/abs/2405.16712.
+    """
+
+    channels: int
+    heads: int
+    state: int
+    rank: int
+    kernel: int
+    projection: Linear
+    conv_bias: bool
+
+    @property
+    def inputs(self) -> tuple[Linear, ...]:
+        """The projection of channels and their gates."""
+        return (self.projection,)
+
+    @property
+    def norms(self) -> tuple[Norm, ...]:
+        """None."""
+        return ()
+
+    @property
+    def selection_count(self) -> int:
+        """Elements of the weights that make time steps, inputs and outputs of the state."""
+        return (self.rank + 2 * self.state) * self.channels
+
+    @property
+    def steps_count(self) -> int:
+        """Elements of the weights that bring time steps to all channels."""
+        return self.rank * self.channels
+
+    @property
+    def parameters_apart(self) -> tuple[int, ...]:
+        """Elements of the weights of all heads, the steps' bias, the rates, the channels' shares
+        of the input, and the convolution."""
+        conv = (self.channels * self.kernel, *((self.channels,) if self.conv_bias else ()))
+        weights = self.selection_count, self.steps_count
+        return (*weights, self.channels, self.rates, self.channels, *conv)
+
+    @property
+    def rates(self) -> int:
+        """Elements of the rates, which stay in fp32."""
+        return self.channels * self.state
+
+    @property
+    def states(self) -> tuple[State, ...]:
+        """Columns of the convolution, and each channel's state in fp32."""
+        return State(self.channels * self.kernel), State(self.channels * self.state, fp32=True)
+
+    @property
+    def head(self) -> SelectiveScan:
+        """One head, as a scan by itself; its linears are not used."""
+        return SelectiveScan(
+            channels=self.channels // self.heads,
+            state=self.state,
+            rank=self.rank,
+            kernel=self.kernel,
+            inputs=(self.projection,) * 3,
+            conv_bias=self.conv_bias,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class StateSpaceDual:
     """Mamba 2's state space: a matrix of `head_dim` by `state` features for each head.
 

@@ -23,6 +23,8 @@ class Mlp:
     inner_norm: Norm | None = None
     inner_dropout: float = 0.0
     """Dropout behind the activation (BART)."""
+    adapter: tuple[Linear, ...] = ()
+    """Two linears, through a narrow rank, that are added to a fused gate's and up's (Zamba 2)."""
 
     @property
     def parameters_apart(self) -> tuple[int, ...]:
@@ -33,7 +35,8 @@ class Mlp:
     @property
     def linears(self) -> tuple[Linear, ...]:
         """Its linears in the order in which they run."""
-        return tuple(linear for linear in (self.gate, self.up, self.down) if linear is not None)
+        own = (self.gate, self.up, *self.adapter, self.down)
+        return tuple(linear for linear in own if linear is not None)
 
 
 @dataclass(frozen=True, slots=True)

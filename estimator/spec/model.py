@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from estimator.spec.attention import Attention
 from estimator.spec.linears import Linear, Norm
+from estimator.spec.mixers import HeadScan
 from estimator.spec.mlp import Mlp, Moe
 
 
@@ -51,6 +52,24 @@ class TokenTables:
 
 
 @dataclass(frozen=True, slots=True)
+class Shared:
+    """What a layer has beside an attention and an MLP whose parameters are other layers', too
+    (Zamba): they read the embeddings beside the hidden states, and `linear` brings what they made
+    to the input of the layer's mixer, with `norm` in front of it.
+
+    `counted` is whether the layer is the first with these parameters. `readers` is how many layers
+    behind it read the embeddings, too, at most 2. `shadows` are linears of other layers' own that
+    are modules of this one: adapters sit on them, and never run.
+    """
+
+    linear: Linear
+    norm: Norm
+    counted: bool
+    readers: int
+    shadows: tuple[Linear, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
     """A decoder layer: norm, attention, residual, norm, MLP, residual.
 
@@ -79,6 +98,7 @@ class Layer:
     residual_scaled: bool = False
     beside: Attention | None = None
     """A block with a mixer of its own, where a layer has one beside its attention."""
+    shared: Shared | None = None
     idle: tuple[Linear | Norm, ...] = ()
     """Modules that the code never runs (BART's attention to an encoder that is not there): they
     are loaded, quantized and adapted, and get no gradient."""
@@ -104,7 +124,31 @@ class Layer:
         mlp = () if self.mlp is None else self.mlp.linears
         own = self.token_inputs
         beside = () if own is None else (own.gate, own.out)
-        return (*attention, *self.idle_linears, *mlp, *beside)
+        behind = () if self.shared is None else (self.shared.linear,)
+        return (*attention, *self.idle_linears, *mlp, *beside, *behind)
+
+    @property
+    def counted_linears(self) -> tuple[Linear, ...]:
+        """Its linears without those that an earlier layer has, too."""
+        if self.shared is None or self.shared.counted:
+            return self.linears
+        mixer = () if self.beside is None else self.beside.linears
+        own = tuple(linear for pair in self.attention.adapters for linear in pair)
+        own += self.mlp.adapter if isinstance(self.mlp, Mlp) else ()
+        return (*mixer, *own, self.shared.linear)
+
+    @property
+    def counted_norms(self) -> tuple[Norm, ...]:
+        """Its norms without those that an earlier layer has, too."""
+        if self.shared is None or self.shared.counted:
+            return self.norms
+        mixer = () if self.beside is None else self.beside.norms
+        return (*mixer, self.shared.norm)
+
+    @property
+    def shadows(self) -> tuple[Linear, ...]:
+        """Linears that never run, and whose parameters are another layer's."""
+        return () if self.shared is None else self.shared.shadows
 
     @property
     def idle_linears(self) -> tuple[Linear, ...]:
@@ -119,6 +163,7 @@ class Layer:
         own += tuple(module for module in self.idle if isinstance(module, Norm))
         if self.token_inputs is not None:
             own += (self.token_inputs.norm,)
+        own += () if self.shared is None else (self.shared.norm,)
         return (*own, *(norm for norm in around if norm is not None))
 
     @property
@@ -179,6 +224,8 @@ class ModelSpec:
     position_offset: bool = False
     embedding_held: bool = True
     embedding_multiplied: bool = False
+    embedding_cloned: bool = False
+    """Whether the model's code copies the embeddings for layers that read them, too (Zamba)."""
     logits_scaled: bool = False
     logits_softcap: bool = False
     embedding_norm: Norm | None = None
@@ -281,6 +328,8 @@ class ModelSpec:
             if isinstance(layer.mlp, Moe) and layer.mlp.router_fp32:
                 yield layer.mlp.stacked("router")
             yield from (linear.weight_count for linear in layer.linears if linear.fp32)
+            mixers = (block.mixer for block in layer.blocks)
+            yield from (mixer.rates for mixer in mixers if isinstance(mixer, HeadScan))
 
     def parameter_counts(self) -> Iterator[int]:
         """Yield the elements of each parameter that may train, in module order, tied ones once."""
@@ -300,11 +349,11 @@ class ModelSpec:
         if self.embedding_norm is not None:
             yield from self.embedding_norm.shapes
         for layer in self.layers:
-            for linear in layer.linears:
+            for linear in layer.counted_linears:
                 yield linear.weight_count
                 if linear.bias:
                     yield linear.outputs
-            for norm in layer.norms:
+            for norm in layer.counted_norms:
                 yield from norm.shapes
             yield from layer.parameters_apart
         if self.final_norm is not None:

@@ -36,6 +36,38 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "projectors_bias": True,
     },
 }
+ZAMBA2 = {
+    **HYBRID,
+    "model_type": "zamba2",
+    "n_mamba_heads": 8,
+    "mamba_d_state": 16,
+    "chunk_size": 32,
+    "adapter_rank": 8,
+}
+FAMILIES |= {
+    "zamba": {
+        **HYBRID,
+        "model_type": "zamba",
+        "num_hidden_layers": 5,
+        "num_key_value_heads": 8,
+        "layers_block_type": ["mamba", "hybrid", "hybrid", "mamba", "hybrid"],
+    },
+    "zamba2": {
+        **ZAMBA2,
+        "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
+        "num_hidden_layers": 4,
+        "add_bias_linear": True,
+    },
+    "zamba2, two blocks with adapters": {
+        **ZAMBA2,
+        "layers_block_type": ["mamba", *["hybrid"] * 5],
+        "num_hidden_layers": 6,
+        "num_mem_blocks": 2,
+        "use_shared_attention_adapter": True,
+        "use_mem_rope": True,
+        "mamba_ngroups": 2,
+    },
+}
 TARGETS = {"falcon_h1": ["in_proj", "q_proj", "v_proj", "up_proj"]}
 """What adapters sit on where peft refuses all linears."""
 ALONE = ("falcon_h1, norm behind the gate",)
@@ -106,6 +138,21 @@ def test_requested_bytes_and_parameters_are_the_traces(family: str) -> None:
         assert estimated.peak.requested_bytes == pytest.approx(
             traced.peak.requested_bytes, rel=0.001
         ), name
+
+
+@pytest.mark.parametrize("family", ["falcon_h1", "zamba", "zamba2"])
+def test_qlora_under_autocast_is_the_traces(family: str) -> None:
+    fields = {"task": "training", "method": "lora", "quantization": "nf4", "batch_size": 2}
+    extra = {"mixed_precision": "bf16", "gradient_checkpointing": True, "sequence_length": 64}
+    case = case_of(family, {**fields, **extra})
+    requested = trace_case(case).peak.requested_bytes
+    assert estimate(case).peak.requested_bytes == pytest.approx(requested, rel=0.001)
+
+
+def test_weights_that_layers_share_and_autocast_casts_once_are_refused() -> None:
+    fields = {"task": "training", "dtype": "float32", "mixed_precision": "bf16"}
+    with pytest.raises(UnsupportedError, match="autocast of zamba2"):
+        estimate(case_of("zamba2", fields))
 
 
 def test_several_sequences_that_a_norm_mixes_up_are_refused() -> None:
