@@ -103,6 +103,10 @@ def _forward_and_backward(run: Run, spec: ModelSpec, ctx: Context, case: Case) -
     keeps = kinds.passes[kinds.order[0]].keeps_input
     assert hidden.storage is not None
     hidden.storage.saved = hidden.storage.saved or keeps
+    copied = embedding.outside.get(EMBEDDED)
+    if copied is not None and copied.storage is not None:
+        # Each layer is given it, which checkpointing keeps.
+        copied.storage.saved = ctx.checkpointing
     run.play(Pass.of(embedding.take_events(), "embeddings"))
     tables, positions = rotary_tables(spec, ctx), position_bytes(spec, ctx)
     shared = tables if ctx.checkpointing or tables_saved(spec) else 0
@@ -123,10 +127,6 @@ def _forward_and_backward(run: Run, spec: ModelSpec, ctx: Context, case: Case) -
         if (held and not spec.embedding_cloned) or keeps
         else Held(hidden.storage.requested, hidden.storage.allocated)
     )
-    copied = embedding.outside.get(EMBEDDED)
-    if copied is not None and copied.storage is not None:
-        # Each layer is given it, which checkpointing keeps.
-        copied.storage.saved = ctx.checkpointing
     run.hold(also_held)
     returned = Held()
     for stretch in stretches(kinds.order):

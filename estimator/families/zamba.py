@@ -36,6 +36,11 @@ def parse(reader: ConfigReader) -> ModelSpec:
         offset = reader.count("attn_layer_offset", 4)
         listed = ["linear_attention", "linear_attention", "hybrid"]
         listed += [_KINDS[index % period == offset] for index in range(count - 3)]
+    if listed.count("hybrid") == 1:
+        # transformers finds nothing to tie the shared block to.
+        raise reader.error(
+            "layers_block_type", listed, "a list of several hybrid layers or of none"
+        )
     heads, kv_heads = reader.heads(16 if "num_key_value_heads" not in reader.config else None, 16)
     sizes = Sizes(
         hidden=hidden,
