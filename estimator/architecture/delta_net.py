@@ -49,7 +49,7 @@ def attention(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Ten
         query, key = (_repeated(tape, part, groups) for part in (query, key))
     rule = recurrent if ctx.decoding else chunked
     out, state = rule(tape, (query, key, value, decay, beta), delta, ctx)
-    if ctx.cached and not ctx.decoding:
+    if state is not None and not ctx.decoding:
         _keep(tape, state.count, 4)
     normed = _gated_norm(tape, out, given.gate, delta, ctx)
     tape.drop(out)

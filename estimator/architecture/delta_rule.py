@@ -10,7 +10,7 @@ Source: https://arxiv.org/abs/2412.06464; transformers/models/qwen3_next/modelin
 from __future__ import annotations
 
 from estimator.architecture.context import Context
-from estimator.architecture.parts import add, cast, operands, scale
+from estimator.architecture.parts import add, cast, multiply, operands, product_input, scale
 from estimator.architecture.tape import NEW, PASS, Tape, Tensor
 from estimator.spec import DeltaNet
 from estimator.units import round_up
@@ -21,8 +21,9 @@ CHUNK = 64
 
 def chunked(
     tape: Tape, states: tuple[Tensor, ...], spec: DeltaNet, ctx: Context
-) -> tuple[Tensor, Tensor]:
-    """Return the rule's output, [T, heads, dv] in the inputs' dtype, and the last state.
+) -> tuple[Tensor, Tensor | None]:
+    """Return the rule's output, [T, heads, dv] in the inputs' dtype, and the last state if a cache
+    keeps it.
 
     Args:
         states: queries and keys of all value heads, values, decays (fp32) and betas; borrowed.
@@ -49,12 +50,12 @@ def chunked(
     mask = tape.new(CHUNK * CHUNK, 1)
     total = tape.op(rows, 4, (decay,), temporaries=(4 * rows, 4 * rows))
     pairwise = _pairwise(tape, total, mask, rows)
-    system = _masked_product(tape, (k_beta, key), pairwise, strided)
-    scores = _masked_product(tape, (query, key), pairwise, strided)
+    system = _masked_product(tape, (k_beta, key), pairwise, ctx, strided)
+    scores = _masked_product(tape, (query, key), pairwise, ctx, strided)
     decayed = _decayed(tape, k_beta, total)
     updates = _solved(tape, system, v_beta)
     keys = _solved(tape, system, decayed)
-    state = tape.new(N * spec.key_dim * spec.value_dim, 4)
+    first = tape.new(N * spec.key_dim * spec.value_dim, 4)
     out = tape.new(updates.count, 4)
     query, plain = _decayed(tape, query, total), query
     tape.drop(plain)
@@ -67,7 +68,7 @@ def chunked(
     ends = tape.op(N * steps, 4, (total,), saves_out=True, grads=(total.size,))
     parts = (query, key, updates, keys, scores, ends)
     copied = strided and ctx.batch > 1
-    out, state, named = _scan(tape, parts, state, out, spec, (N, steps), copied)
+    out, state, named = _scan(tape, parts, first, out, spec, (N, steps), ctx, copied)
     if steps > 1:
         # The output lies as the solver's result does, column by column: reshaping it copies.
         written, out = out, tape.op(out.count, 4, (out,), grads=(PASS,))
@@ -82,7 +83,7 @@ def chunked(
 
 def recurrent(
     tape: Tape, states: tuple[Tensor, ...], spec: DeltaNet, ctx: Context
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """One token's step, without gradients: a few copies of the state of all heads."""
     N = ctx.batch * spec.value_heads
     width = states[0].width
@@ -139,20 +140,21 @@ def _pairwise(tape: Tape, total: Tensor, mask: Tensor, rows: int) -> Tensor:
 
 
 def _masked_product(
-    tape: Tape, factors: tuple[Tensor, Tensor], pairwise: Tensor, strided: bool
+    tape: Tape, factors: tuple[Tensor, Tensor], pairwise: Tensor, ctx: Context, strided: bool
 ) -> Tensor:
     """(a @ b.T) * pairwise, [.., C, C]."""
-    a, b = (_laid_out(tape, x, strided) for x in factors)
-    product = tape.op(pairwise.count, 4, (b, a), operands(a, b))
+    a, b = (_laid_out(tape, x, ctx, strided) for x in factors)
+    product = tape.op(pairwise.count, a.width, (b, a), operands(a, b))
     tape.drop(a, b)
-    out = tape.op(product.count, 4, (pairwise, product), operands(product, pairwise))
+    out = multiply(tape, product, pairwise)
     tape.drop(product)
     return out
 
 
-def _laid_out(tape: Tape, x: Tensor, strided: bool) -> Tensor:
-    """A product's operand, copied where heads and chunks do not lie one after the other."""
-    return tape.op(x.count, 4, (x,), grads=(PASS,)) if strided else tape.alias(x)
+def _laid_out(tape: Tape, x: Tensor, ctx: Context, strided: bool) -> Tensor:
+    """A product's operand, copied where heads and chunks do not lie one after the other, or to
+    autocast's type."""
+    return tape.op(x.count, 4, (x,), grads=(PASS,)) if strided else product_input(tape, x, ctx)
 
 
 def _decayed(tape: Tape, x: Tensor, total: Tensor) -> Tensor:
@@ -182,8 +184,9 @@ def _scan(
     out: Tensor,
     spec: DeltaNet,
     counts: tuple[int, int],
+    ctx: Context,
     copied: bool,
-) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+) -> tuple[Tensor, Tensor | None, tuple[Tensor | None, ...]]:
     """Chunk after chunk: each reads the state, writes its rows of the output, and moves on.
 
     Args:
@@ -191,43 +194,53 @@ def _scan(
         copied: whether products copy queries and keys first.
 
     Returns:
-        the output, the last state, and what the loop still names.
+        the output, the last state if a cache keeps it, and what the loop still names.
     """
     query, key, updates, keys, scores, ends = parts
     heads, steps = counts
     chunk = heads * CHUNK
     fresh: Tensor | None = None
     between: Tensor | None = None
+    update = 0
     for _ in tape.rounds(steps):
         k_rows = tape.view(keys, chunk * spec.key_dim, keys.size)
-        known = _matmul(tape, k_rows, state, chunk * spec.value_dim)
+        known = _matmul(tape, k_rows, state, chunk * spec.value_dim, ctx)
         u_rows = tape.view(updates, chunk * spec.value_dim, updates.size)
         before = fresh
-        fresh = tape.op(known.count, 4, (u_rows, known), grads=(PASS, NEW))
+        negated = (4 * known.count,) if known.width != 4 else ()
+        fresh = tape.op(known.count, 4, (u_rows, known), grads=(PASS, NEW), temporaries=negated)
         tape.drop(known, k_rows, u_rows, before)
         q_rows = tape.view(query, chunk * spec.key_dim, query.size)
-        last, between = between, _matmul(tape, q_rows, state, chunk * spec.value_dim, copied)
+        last, between = between, _matmul(tape, q_rows, state, chunk * spec.value_dim, ctx, copied)
         tape.drop(last)
         s_rows = tape.view(scores, chunk * CHUNK, scores.size)
-        within = _matmul(tape, s_rows, fresh, chunk * spec.value_dim)
+        within = _matmul(tape, s_rows, fresh, chunk * spec.value_dim, ctx)
         rows = add(tape, between, within)
         tape.drop(within, q_rows, s_rows)
-        whole = (4 * out.count, rows.size)
+        whole = (4 * out.count, 4 * rows.count)
         written = tape.op(out.count, 4, (out, rows), grads=(NEW, NEW), temporaries=whole, into=out)
         tape.drop(out, rows)
         out = written
+        update = len(tape.nodes)
         end = tape.view(ends, heads, ends.size)
         kept = _by_row(tape, state, end)
         k_last = tape.view(key, chunk * spec.key_dim, key.size)
-        added = _matmul(tape, k_last, fresh, state.count, copied)
+        added = _matmul(tape, k_last, fresh, state.count, ctx, copied)
         moved = add(tape, kept, added)
         tape.drop(kept, added, end, k_last, state)
         state = moved
-    return out, state, (fresh, between)
+    if ctx.cached:
+        return out, state, (fresh, between)
+    # Nobody asks for the last state: it goes, and with it what backward through it would need.
+    tape.drop(state)
+    tape.abandon(update, len(tape.nodes))
+    return out, None, (fresh, between)
 
 
-def _matmul(tape: Tape, a: Tensor, b: Tensor, count: int, copied: bool = False) -> Tensor:
-    left = _laid_out(tape, a, copied)
-    out = tape.op(count, 4, (b, left), operands(left, b))
-    tape.drop(left)
+def _matmul(
+    tape: Tape, a: Tensor, b: Tensor, count: int, ctx: Context, copied: bool = False
+) -> Tensor:
+    left, right = _laid_out(tape, a, ctx, copied), product_input(tape, b, ctx)
+    out = tape.op(count, left.width, (right, left), operands(left, right))
+    tape.drop(left, right)
     return out

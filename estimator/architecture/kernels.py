@@ -100,9 +100,8 @@ def _attend(
     ctx: Context,
     by_head: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    if ctx.amp is not None and ctx.attention != "eager":
-        return _in_half(tape, query, key, value, spec, ctx, by_head), None
-    if ctx.attention == "flash_attention_2" and query.width > ctx.amp_width:
+    wide = ctx.attention == "flash_attention_2" and query.width == 4
+    if wide or (ctx.amp is not None and ctx.attention != "eager"):
         return _in_half(tape, query, key, value, spec, ctx, by_head), None
     chosen = kernel(spec, ctx)
     if ctx.slots and ctx.attention == "sdpa" and not masked(spec, ctx):
@@ -137,11 +136,14 @@ def _in_half(
     """Queries, keys and values are cast to half precision: by autocast, or for flash-attn.
 
     transformers repeats keys and values, and cuts them, before autocast sees them. flash-attn knows
-    nothing wider, and transformers casts for it what a base that is prepared for k-bit training
-    hands on in fp32 (modeling_flash_attention_utils.py, `fa_peft_integration_check`).
+    nothing wider, and transformers casts for it what comes in fp32, as of a base that is prepared
+    for k-bit training (modeling_flash_attention_utils.py, `fa_peft_integration_check`); autocast
+    leaves it alone.
     """
     half = ctx.amp or "bfloat16"
-    inner = replace(ctx, width=ctx.amp_width, half=half, amp=None, mask_width=ctx.width)
+    given = ctx.attention == "flash_attention_2" and query.width != 4
+    width = query.width if given else ctx.amp_width
+    inner = replace(ctx, width=width, half=half, amp=None, mask_width=ctx.width)
     cuts = bool(ctx.slots) and ctx.attention == "sdpa" and not masked(spec, ctx)
     if cuts:
         inner = replace(inner, keys=ctx.queries, slots=0)
@@ -152,9 +154,9 @@ def _in_half(
         tape.drop(keys, values)
         keys, values = repeat(tape, key, spec), repeat(tape, value, spec)
     counts = [ctx.batch * inner.keys * spec.kv_heads * n for n in (spec.head_dim, spec.value_size)]
-    q = cast(tape, query, ctx.amp_width)
+    q = cast(tape, query, width)
     k, v = (
-        _cut_cast(tape, x, count if cuts and not repeats else x.count, ctx.amp_width)
+        _cut_cast(tape, x, count if cuts and not repeats else x.count, width)
         for x, count in zip((keys, values), counts, strict=True)
     )
     if repeats:

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from profiler.trace.autocast import autocast_dtype
+
 FLASH_NAME = "gpumem_fused"  # a name with "flash" would make transformers look for the package
 _MAX_HEAD_SIZE = 256
 _MASK_ALIGNMENT = 16
@@ -188,8 +190,10 @@ def _flash_forward(
     if query.shape[-1] != value_size:
         wide = torch.nn.functional.pad(value, (0, query.shape[-1] - value_size))
     if query.dtype == torch.float32:
-        # flash-attn knows half precision only; transformers casts to the layers' dtype.
-        query, key, wide = (tensor.to(torch.float16) for tensor in (query, key, wide))
+        # flash-attn knows half precision only: transformers casts to autocast's dtype, or to the
+        # model's (modeling_flash_attention_utils.py, `fa_peft_integration_check`).
+        dtype = autocast_dtype() or torch.float16
+        query, key, wide = (tensor.to(dtype) for tensor in (query, key, wide))
     out = _flash(query, key, wide, dropout, causal, scaling)
     del wide
     return out[..., :value_size].transpose(1, 2).contiguous(), None
