@@ -82,10 +82,10 @@ def _linear_8bit(tape: Tape, x: Tensor, spec: Linear, ctx: Context, strided: boo
     rows = x.count // spec.inputs
     x = _laid_out(tape, tape.alias(x), strided)
     half = None if ctx.is_fp16(x.width) else tape.new(x.count, 2)
+    row_scales = tape.new(rows, 4)
+    values = tape.new(x.count, 1)
     absolute = tape.new(x.count, 2)
     mask = tape.new(x.count, 1)
-    values = tape.new(x.count, 1)
-    row_scales = tape.new(rows, 4)
     tape.drop(absolute, mask, half)
     outputs = rows * spec.outputs
     extra = (4 * outputs, 2 * outputs) if not ctx.is_fp16(x.width) else (4 * outputs,)

@@ -20,7 +20,7 @@ from estimator.architecture.parts import (
     scale,
 )
 from estimator.architecture.sparse_mixer import sparse_mixer
-from estimator.architecture.tape import PASS, Tape, Tensor
+from estimator.architecture.tape import NEW, PASS, Tape, Tensor
 from estimator.spec import Moe
 
 
@@ -118,10 +118,12 @@ def _sigmoid_half(
     best, indices = tape.new(pairs, 4), tape.new(pairs, 8)
     chosen = tape.op(pairs, scores.width, (scores,), (indices,), grads=(scores.size,))
     if spec.normed:
-        total = tape.op(T, scores.width, (chosen,), grads=(PASS,))
-        raised = tape.op(T, scores.width, (total,), grads=(PASS,))
+        # Autocast sums in fp32.
+        width = 4 if ctx.amp else scores.width
+        total = tape.op(T, width, (chosen,), grads=(PASS if width == chosen.width else NEW,))
+        raised = tape.op(T, width, (total,), grads=(PASS,))
         tape.drop(total)
-        before, chosen = chosen, tape.op(pairs, scores.width, (raised, chosen), (chosen, raised))
+        before, chosen = chosen, tape.op(pairs, width, (raised, chosen), (chosen, raised))
         tape.drop(before, raised)
     scaled = scale(tape, chosen)
     tape.drop(chosen, scores, biased, best)

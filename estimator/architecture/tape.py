@@ -116,6 +116,8 @@ class Tape:
     stopped: bool = False
     """Whether checkpointing's second pass has ended: what is made from then on takes no room."""
     _pinned: list[Storage] = field(default_factory=list)
+    _passing: list[Tensor] = field(default_factory=list)
+    """What custom functions of a second pass keep: its graph goes where it stops."""
     _cached: list[Tensor] = field(default_factory=list)
 
     def new(
@@ -217,6 +219,8 @@ class Tape:
                 self.nodes.append(((out,), inputs, kinds, kept, temporaries, viewed, saving))
             if pins and self.stop_after is None:
                 self.pin(*pins)
+            elif pins and not self.stopped:
+                self._passing += [self.alias(tensor) for tensor in pins]
         for extra_storage in extra_outputs:
             self.release(extra_storage)
         if stopping and (saves_out or aux):
@@ -367,6 +371,8 @@ class Tape:
 
     def _stop(self, saved_last: tuple[Tensor, ...]) -> None:
         """End the second pass: everything that only Python holds is freed."""
+        self.drop(*self._passing)
+        self._passing.clear()
         last = {tensor.storage for tensor in saved_last}
         for storage, _ in list(self.events):
             if not storage.dead and storage.held == 0 and storage not in last:
