@@ -2,7 +2,7 @@
 
 Each is the default configuration of transformers 5.17, written down as far as it decides memory, so
 that the same seed draws the same cases whatever is installed. PLBart has twice its layers, to be
-above 0.1 B parameters. GPT-SW3 is its published 1.3B model
+above 0.1 B parameters; every other layer of Laguna slides, and has more heads. GPT-SW3 is its published 1.3B model
 in round numbers; every other layer of Gemma 4 slides, and the last half read earlier ones' keys and
 values, as in its small models; Ministral lacks `head_dim` by default, and cannot be built without.
 """
@@ -21,6 +21,22 @@ _BERT: dict[str, Any] = {
 }
 
 BASE_CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "afmoe": {
+        "vocab_size": 200_192,
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "moe_intermediate_size": 1408,
+        "num_hidden_layers": 32,
+        "num_dense_layers": 1,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "head_dim": 128,
+        "num_experts": 64,
+        "num_experts_per_tok": 6,
+        "num_shared_experts": 2,
+        "sliding_window": 1024,
+        "layer_types": [*["sliding_attention"] * 3, "full_attention"] * 8,
+    },
     "axk1": {
         "vocab_size": 163_840,
         "hidden_size": 7168,
@@ -106,6 +122,20 @@ BASE_CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "shared_intermediate_size": 1024,
         "max_position_embeddings": 2048,
     },
+    "hy_v3": {
+        "vocab_size": 120_832,
+        "hidden_size": 4096,
+        "intermediate_size": 13_312,
+        "moe_intermediate_size": 1536,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "num_experts": 192,
+        "num_experts_per_tok": 8,
+        "num_shared_experts": 1,
+        "mlp_layer_types": ["dense", *["sparse"] * 79],
+    },
     "jais2": {
         "vocab_size": 150_272,
         "hidden_size": 3328,
@@ -114,6 +144,23 @@ BASE_CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "num_attention_heads": 26,
         "num_key_value_heads": 26,
         "head_dim": 128,
+    },
+    "laguna": {
+        "vocab_size": 100_352,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "moe_intermediate_size": 512,
+        "shared_expert_intermediate_size": 512,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 48,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "num_experts": 256,
+        "num_experts_per_tok": 8,
+        "sliding_window": 512,
+        "layer_types": ["full_attention", "sliding_attention"] * 20,
+        "num_attention_heads_per_layer": [48, 64] * 20,
+        "mlp_layer_types": ["dense", *["sparse"] * 39],
     },
     "mellum": {
         "vocab_size": 98_304,

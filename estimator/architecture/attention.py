@@ -10,6 +10,7 @@ from estimator.architecture.context import Context
 from estimator.architecture.events import Storage
 from estimator.architecture.kernels import attend
 from estimator.architecture.norms import norm, norm_by_head
+from estimator.architecture.output_gates import early_gate, gated_output
 from estimator.architecture.parts import linear, low_rank_sum, scale
 from estimator.architecture.quantized_cache import quantized_update
 from estimator.architecture.rotary import rotate_states
@@ -22,8 +23,9 @@ from estimator.spec import Attention
 def attention(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Tensor, Tensor | None]:
     """Return the block's output and, for eager, the probabilities that its caller still holds."""
     fused = None
+    gate = None
     if spec.fused is None:
-        query, key, value = _project(tape, x, spec, ctx)
+        query, key, value, gate = _project(tape, x, spec, ctx)
     else:
         fused = linear(tape, x, spec.fused, ctx)
         query, key, value = _views(tape, fused, spec, ctx)
@@ -50,15 +52,19 @@ def attention(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Ten
     if spec.output_norm is not None:
         attended, out = out, norm(tape, out, spec.output_norm, ctx)
         tape.drop(attended)
+    out = gated_output(tape, out, x, gate, spec, ctx)
     result = linear(tape, out, spec.output, ctx)
-    tape.drop(out, query, fused, *held)
+    tape.drop(out, query, fused, gate, *held)
     if not ctx.stores_all:
         # Else they belong to the cache.
         tape.drop(key, value)
     return result, probabilities
 
 
-def _project(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Tensor, Tensor, Tensor]:
+def _project(
+    tape: Tape, x: Tensor, spec: Attention, ctx: Context
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return queries, keys and values, and a gate where it is projected beside them."""
     assert spec.query is not None
     assert spec.key is not None
     assert spec.value is not None
@@ -81,9 +87,10 @@ def _project(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Tens
         tape.drop(projected)
     if spec.adapters:
         query, key, value = _added(tape, x, (query, key, value), spec, ctx)
+    gate = early_gate(tape, x, spec, ctx)
     if spec.norm_after_projections:
         query, key = _normed(tape, query, key, spec, ctx)
-    return query, key, value
+    return query, key, value, gate
 
 
 def _added(

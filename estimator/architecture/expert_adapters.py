@@ -60,11 +60,17 @@ def stacked_weight(tape: Tape, spec: Moe, name: str, ctx: Context, factors: Fact
     return tape.op(spec.stacked(name), ctx.width, pair, pair, temporaries=temporaries)
 
 
-def router_weight(tape: Tape, spec: Moe, ctx: Context) -> Tensor:
-    """Return the router's weight, [experts, hidden], with its adapter added if it has one."""
+def router_weight(tape: Tape, spec: Moe, ctx: Context, adapted: bool | None = None) -> Tensor:
+    """Return the router's weight, [experts, hidden], with its adapter added if it has one.
+
+    Args:
+        adapted: whether it has one; None to ask the mixture, whose router is a parameter then.
+    """
     width = 4 if spec.router_fp32 else ctx.width
     weight = parameter(spec.stacked("router"), width, ctx.full)
-    if ctx.lora is None or "router" not in spec.adapted(ctx.lora.target_modules):
+    if ctx.lora is None:
+        return weight
+    if not ("router" in spec.adapted(ctx.lora.target_modules) if adapted is None else adapted):
         return weight
     down, up = (
         parameter(count, ctx.adapter_width, ctx.training)

@@ -9,7 +9,7 @@ from estimator.architecture.context import Context
 from estimator.architecture.dense_experts import dense_mixture
 from estimator.architecture.experts import experts
 from estimator.architecture.feed_forward import mlp
-from estimator.architecture.parts import add, linear
+from estimator.architecture.parts import add, cast, linear, scale
 from estimator.architecture.routers import route
 from estimator.architecture.tape import Tape, Tensor
 from estimator.spec import Mlp, Moe
@@ -34,17 +34,34 @@ def mixture(tape: Tape, x: Tensor, spec: Moe, ctx: Context) -> Tensor:
     if spec.shared is not None and spec.shared_order == "first":
         shared = mlp(tape, rows, spec.shared, ctx, viewed=not spec.shared_flat)
     held, scores = route(tape, rows, spec, ctx)
+    if spec.shared is not None and spec.shared_order == "between":
+        shared = mlp(tape, rows, spec.shared, ctx, viewed=not spec.shared_flat)
     out = _routed(tape, rows, scores, spec, ctx)
     routed = (*held, scores)
     if spec.shared_order == "outside":
         tape.drop(*routed)
         routed = ()
+    before, out = out, _ready_for_sum(tape, out, spec)
+    if spec.shared_sum == "scaled":
+        tape.drop(before)
     if spec.shared is not None and shared is None:
         shared = mlp(tape, x, spec.shared, ctx, viewed=not spec.shared_flat)
     if shared is not None:
         out, own = _with_shared(tape, rows, out, shared, spec, ctx), out
         tape.drop(own, shared)
+    if spec.shared_sum == "fp32":
+        wide, out = out, cast(tape, out, x.width)
+        tape.drop(wide, before)
     tape.drop(*routed, rows)
+    return out
+
+
+def _ready_for_sum(tape: Tape, out: Tensor, spec: Moe) -> Tensor:
+    """The experts' output as the shared expert's is added to it; `out` is borrowed."""
+    if spec.shared_sum == "scaled":
+        return scale(tape, out)
+    if spec.shared_sum == "fp32":
+        return cast(tape, out, 4)
     return out
 
 
@@ -73,6 +90,11 @@ def _with_shared(
     tape: Tape, x: Tensor, out: Tensor, shared: Tensor, spec: Moe, ctx: Context
 ) -> Tensor:
     """out + sigmoid(gate(x)) * shared, where the shared expert has a gate."""
+    if spec.shared_sum == "fp32":
+        wide = cast(tape, shared, 4)
+        total = add(tape, out, wide)
+        tape.drop(wide)
+        return total
     if spec.shared_gate is None:
         return add(tape, out, shared)
     gate = linear(tape, x, spec.shared_gate, ctx, viewed=False)

@@ -19,9 +19,10 @@ from estimator.architecture.parts import (
     product_input,
     scale,
 )
+from estimator.architecture.sigmoid_router import divided_sigmoid
 from estimator.architecture.sparse_mixer import sparse_mixer
 from estimator.architecture.tape import NEW, PASS, Tape, Tensor
-from estimator.spec import Moe
+from estimator.spec import Linear, Moe
 
 
 def route(tape: Tape, x: Tensor, spec: Moe, ctx: Context) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -33,14 +34,22 @@ def route(tape: Tape, x: Tensor, spec: Moe, ctx: Context) -> tuple[tuple[Tensor,
     """
     if spec.router_linear is not None and spec.router == "linear_softmax":
         return _linear_softmax(tape, x, spec, ctx)
+    if spec.router_linear is not None and spec.router == "sigmoid_linear":
+        logits = _folded_or_linear(tape, x, spec.router_linear, spec, ctx)
+        return divided_sigmoid(tape, logits, x, spec, ctx)
     if spec.router_linear is not None:
         logits = linear(tape, x, spec.router_linear, ctx, viewed=False)
         return _softmax_scores(tape, logits, spec, ctx)
     weight = router_weight(tape, spec, ctx)
+    if spec.router == "sigmoid_fp32":
+        logits = _logits_fp32(tape, x, weight, spec, ctx)
+        return divided_sigmoid(tape, logits, x, spec, ctx)
     if spec.router in _FP32_ROUTERS:
         return _FP32_ROUTERS[spec.router](tape, x, weight, spec, ctx)
     logits = _logits(tape, x, weight, spec, ctx)
     tape.drop(weight)
+    if spec.router == "sigmoid_cast":
+        return divided_sigmoid(tape, logits, x, spec, ctx)
     if spec.router == "top_softmax_half":
         return _top_softmax_half(tape, logits, spec, ctx)
     if spec.router == "top_softmax":
@@ -52,6 +61,17 @@ def route(tape: Tape, x: Tensor, spec: Moe, ctx: Context) -> tuple[tuple[Tensor,
     if spec.router == "sigmoid_half":
         return _sigmoid_half(tape, logits, spec, ctx)
     return _softmax_scores(tape, logits, spec, ctx)
+
+
+def _folded_or_linear(tape: Tape, x: Tensor, linear_: Linear, spec: Moe, ctx: Context) -> Tensor:
+    """A linear by the name of other families' stacked parameter (AFMoE): peft folds an adapter into
+    its weight, as into theirs, unless it is quantized."""
+    if ctx.quantization is not None:
+        return linear(tape, x, linear_, ctx, viewed=False)
+    weight = router_weight(tape, spec, ctx, adapted=ctx.targets(linear_))
+    logits = _logits(tape, x, weight, spec, ctx)
+    tape.drop(weight)
+    return logits
 
 
 def _softmax_scores(

@@ -138,6 +138,18 @@ class ConfigReader:
             raise self.error(name, share, "a number above 0, at most 1")
         return int(head_dim * share)
 
+    def rotary_dim_of(self, kind: str, head_dim: int, default: float) -> int:
+        """Return the rotated features of a head in layers of a kind, where `rope_parameters` has
+        an entry a kind: see `rotary_dim`."""
+        holder = self.config.get("rope_parameters")
+        inner = holder.get(kind) if isinstance(holder, dict) else None
+        share = inner.get("partial_rotary_factor") if isinstance(inner, dict) else None
+        if share is None:
+            share = default
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+            raise self.error("partial_rotary_factor", share, "a number above 0, at most 1")
+        return int(head_dim * share)
+
     def indices(self, name: str) -> tuple[int, ...]:
         """Return a list of layer numbers, empty where the field is absent or null."""
         value = self.config.get(name)

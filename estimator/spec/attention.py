@@ -123,6 +123,12 @@ class Attention:
     """Whether the eager path caps scores by a tanh (Gemma 2); the other paths ignore it."""
     output_norm: Norm | None = None
     """The norm in front of the output's projection (BitNet)."""
+    gate: Linear | None = None
+    """What makes a gate of the attention's input, by which its output is multiplied in front of the
+    output's projection: a number a feature, or one a head."""
+    gate_function: str = "sigmoid"
+    """The gate's function: `sigmoid` of what is projected beside queries and keys (AFMoE), or
+    `softplus` in fp32 of what is projected once the heads have attended (Laguna)."""
     masked: bool = False
     """Whether sdpa is given a mask even where none is needed (Falcon)."""
     enable_gqa: bool = True
@@ -211,6 +217,8 @@ class Attention:
             inputs = self.mixer.inputs
         if self.latent is not None:
             inputs = (self.latent.query_down, self.query, self.latent.down, self.latent.up)
+        if self.gate is not None:
+            inputs = (*inputs, self.gate)
         added = (linear for pair in self.adapters for linear in pair)
         return (*(linear for linear in inputs if linear is not None), *added, self.output)
 

@@ -59,7 +59,9 @@ class Moe:
       `softmax_groups` from the best groups of experts (DeepSeek-V2);
     - `top_softmax` over the best in fp32 (Granite), `top_softmax_half` in the model's dtype
       (gpt-oss);
-    - `sigmoid` of each (MiniMax-M2), `sigmoid_half` in the model's dtype (LFM2),
+    - `sigmoid` of each (MiniMax-M2), `sigmoid_linear` of a linear (AFMoE), `sigmoid_cast` of logits
+      cast to fp32 (Laguna) and `sigmoid_fp32` of logits in fp32 (Hunyuan 3), all three divided by
+      their sum out of place; `sigmoid_half` in the model's dtype (LFM2),
       `sigmoid_groups` from the best groups (DeepSeek-V3);
     - `sparse_mixer` (Phi-3.5-MoE); `corrected_softmax` chooses by scores plus a bias (ERNIE);
       `linear_softmax` of a linear in fp32 (HunYuan).
@@ -73,10 +75,14 @@ class Moe:
     shared: Mlp | None = None
     """An expert that sees all tokens."""
     shared_order: str = "last"
-    """When the shared expert runs: `first`, before the router (Qwen2-MoE), `last`, after the
-    experts, or `outside`, once the block has returned (Granite)."""
+    """When the shared expert runs: `first`, before the router (Qwen2-MoE), `between` router and
+    experts (AFMoE), `last`, after the experts, or `outside`, once the block has returned
+    (Granite)."""
     shared_flat: bool = False
     """Whether the shared expert sees tokens as rows, [B * Q, hidden]."""
+    shared_sum: str = "plain"
+    """How its output is added to the experts': `plain`, `scaled` once the experts' is multiplied by
+    a number (Laguna), or in `fp32` (Hunyuan 3)."""
     shared_gate: Linear | None = None
     gate_style: str = "halves"
     """How the gate's and up's product is read: `halves`, or `clamped_pairs` (gpt-oss)."""
@@ -90,6 +96,8 @@ class Moe:
     """The router where it is a linear like others (HunYuan)."""
     router_fp32: bool = False
     """Whether the router's weight stays in fp32, whatever the model's dtype."""
+    logits_capped: bool = False
+    """Whether a tanh caps the router's logits (Laguna)."""
     bias_frozen: bool = False
     """Whether what corrects the scores is a parameter that never trains, and no buffer."""
     gated: bool = True
