@@ -74,7 +74,13 @@ def spread(attend: Callable[..., Any], case: Case) -> Callable[..., Any]:
     ranks = case.sp_size
 
     def attention(
-        module: Any, query: Any, key: Any, value: Any, mask: Any, *rest: Any, **options: Any
+        module: Any,
+        query: Any,
+        key: Any,
+        value: Any,
+        attention_mask: Any,
+        *rest: Any,
+        **options: Any,
     ) -> Any:
         if "position_ids" not in options:
             raise UnsupportedError(
