@@ -3,8 +3,9 @@
 Each is the default configuration of transformers 5.17, written down as far as it decides memory, so
 that the same seed draws the same cases whatever is installed. PLBart has twice its layers, to be
 above 0.1 B parameters; every other layer of Laguna slides, and has more heads. GPT-SW3 is its
-published 1.3B model in round numbers; every other layer of Gemma 4 slides, and the last half read earlier ones' keys and
-values, as in its small models; Ministral lacks `head_dim` by default, and cannot be built without.
+published 1.3B model in round numbers; every other layer of Gemma 4 slides, and the last half read
+earlier ones' keys and values, as in its small models; Ministral lacks `head_dim` by default, and
+cannot be built without.
 """
 
 from __future__ import annotations
