@@ -107,8 +107,7 @@ class CachingAllocator:
         self.peak_allocated_bytes = 0
         self.peak_reserved_bytes = 0
         self.retries = 0
-        self._free: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
-        self._blocks: dict[int, Block] = {}
+        self._free: dict[bool, list[tuple[int, int, Block]]] = {True: [], False: []}
         self._next_address = 0
         self._last: dict[bool, Block | None] = {True: None, False: None}
 
@@ -120,7 +119,7 @@ class CachingAllocator:
         """
         if size_bytes == 0:
             return None
-        wanted = round_block(size_bytes)
+        wanted = -(-size_bytes // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES
         small = wanted <= SMALL_BYTES
         block = self._best_fit(wanted, small)
         if block is None:
@@ -138,9 +137,11 @@ class CachingAllocator:
         block.free = False
         block.requested_bytes = size_bytes
         self.requested_bytes += size_bytes
+        if self.requested_bytes > self.peak_requested_bytes:
+            self.peak_requested_bytes = self.requested_bytes
         self.allocated_bytes += block.size_bytes
-        self.peak_requested_bytes = max(self.peak_requested_bytes, self.requested_bytes)
-        self.peak_allocated_bytes = max(self.peak_allocated_bytes, self.allocated_bytes)
+        if self.allocated_bytes > self.peak_allocated_bytes:
+            self.peak_allocated_bytes = self.allocated_bytes
         return block
 
     def release(self, block: Block | None) -> None:
@@ -176,8 +177,7 @@ class CachingAllocator:
             index += 1
         if index >= len(free):
             return None
-        _, address = free.pop(index)
-        return self._blocks.pop(address)
+        return free.pop(index)[2]
 
     def _new_segment(self, wanted: int, small: bool) -> Block:
         size = segment_size(wanted)
@@ -229,8 +229,7 @@ class CachingAllocator:
         """Give back what is wholly free: segments, or pages of expandable ones."""
         self.retries += 1
         for small in (True, False):
-            for _, address in list(self._free[small]):
-                block = self._blocks[address]
+            for _, _, block in list(self._free[small]):
                 if self.expandable:
                     self._unmap(block)
                 elif block.previous is None and block.next is None:
@@ -264,13 +263,12 @@ class CachingAllocator:
             self._last[block.small] = left or before
 
     def _put(self, block: Block) -> None:
-        insort(self._free[block.small], (block.size_bytes, block.address))
-        self._blocks[block.address] = block
+        # Addresses differ, so that blocks themselves are never compared.
+        insort(self._free[block.small], (block.size_bytes, block.address, block))
 
     def _take(self, block: Block) -> None:
         free = self._free[block.small]
         free.pop(bisect_left(free, (block.size_bytes, block.address)))
-        del self._blocks[block.address]
 
     def _join(self, left: Block, right: Block) -> None:
         if right is self._last[right.small]:

@@ -5,8 +5,8 @@ that are not negative; the peak is the highest of them. So a part of the grid is
 points, the estimates are sorted by the instant at which they peak, each instant's polynomial is
 fitted to its own, and the highest is taken everywhere.
 
-What this leaves out is the rounding of blocks, and an instant that is nowhere the peak at the
-estimated points; docs/surfaces.md says how much that is.
+What this leaves out is the rounding of blocks, what a small run's history adds to them, and an
+instant that is nowhere the peak at the estimated points; docs/surfaces.md says how much that is.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations, pairwise
 
-from estimator import estimate
+from estimator.architecture import estimate_architecture
 from estimator.case import Case
 from estimator.config_source import load_config
 
@@ -36,7 +36,8 @@ _Fit = dict[tuple[int, int], float]
 def grid(case: Case, batches: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
     """Return estimated peak allocated bytes, a row a batch and a column a length.
 
-    Points that were estimated are exact, the others come from the instants' polynomials.
+    Points that were looked at are the formulas' own, the others come from the instants'
+    polynomials; no run is played for what its history adds.
 
     Raises:
         GpumemError: as `estimate`, for any of the estimated points.
@@ -66,7 +67,8 @@ def _part(case: Case, batches: Sequence[int], lengths: Sequence[int]) -> dict[_P
 
     def look(b: int, s: int) -> None:
         if (b, s) not in known:
-            peak = estimate(replace(case, batch_size=b, sequence_length=s)).peak
+            at = replace(case, batch_size=b, sequence_length=s)
+            peak = estimate_architecture(at, history=False).peak
             known[b, s] = peak.allocated_bytes
             by_instant.setdefault((peak.phase, peak.instant), {})[b, s] = peak.allocated_bytes
 

@@ -9,6 +9,12 @@ from typing import TYPE_CHECKING
 from estimator.architecture.adapter_targets import targets_passed_over
 from estimator.architecture.attentions import recomputable
 from estimator.architecture.context import PAGE, prepared, stack_of
+from estimator.architecture.history import (
+    MOST_EVENTS,
+    PLAYED_BELOW_BYTES,
+    as_expected,
+    as_played,
+)
 from estimator.architecture.inference import play_inference
 from estimator.architecture.inventory import Inventory, inventory
 from estimator.architecture.parts import known_activation
@@ -22,15 +28,19 @@ from estimator.errors import CaseError, UnsupportedError
 from estimator.families import parse_spec
 from estimator.gpus import workspace_bytes
 from estimator.losses import LOSS_LINES, check_loss
-from estimator.report import NO_INTERVAL, Beyond, MemoryReport, Parameters, Peak
+from estimator.report import NO_INTERVAL, Beyond, Components, MemoryReport, Parameters, Peak
 from estimator.spec import Mlp, ModelSpec, Moe, Norm
 
 if TYPE_CHECKING:
     from estimator.architecture.segments import Segments
 
 
-def estimate_architecture(case: Case) -> MemoryReport:
+def estimate_architecture(case: Case, history: bool = True) -> MemoryReport:
     """Return what the architecture formulas say of a case.
+
+    Args:
+        history: play a small run block by block, for the rests that blocks keep of earlier ones;
+            without it every block has its expected size, and all are smooth in batch and length.
 
     Raises:
         UnsupportedError: a model type or a setting without a formula; it names the way out.
@@ -46,8 +56,10 @@ def estimate_architecture(case: Case) -> MemoryReport:
         lines += (f"{spec.name} has no {', '.join(absent)}: peft passes over such targets",)
     items = inventory(spec, case.lora)
     run = (play_training if case.training else play_inference)(case, spec, items, Run())
-    highest = run.highest
-    components = highest.components()
+    played = _played_history(case, spec, items, run) if history else None
+    found = as_expected(run) if played is None else as_played(run, played)
+    components = Components.from_names(found.sizes)
+    label = found.instant.label
     total = items.base_count + items.adapter_count
     trains = items.adapter_count if case.lora else sum(items.base)
     return MemoryReport(
@@ -55,14 +67,14 @@ def estimate_architecture(case: Case) -> MemoryReport:
         case=asked,
         parameters=Parameters(total=total, trainable=trains if case.training else 0),
         peak=Peak.deferred(
-            partial(_beyond, case, spec, items, highest.allocated),
-            phase=highest.phase,
+            partial(_beyond, case, spec, items, found.allocated, played),
+            phase=found.instant.phase,
             requested_bytes=run.highest_requested,
-            allocated_bytes=highest.allocated,
-            instant=highest.label,
-            reason=f"{highest.label}; {components.largest()}",
+            allocated_bytes=found.allocated,
+            instant=label,
+            reason=f"{label}; {components.largest()}",
         ),
-        phases=run.finish(),
+        phases=found.phases,
         components=components,
         assumptions=(
             *_assumptions(case, config),
@@ -71,6 +83,18 @@ def estimate_architecture(case: Case) -> MemoryReport:
             *lines,
         ),
     )
+
+
+def _played_history(case: Case, spec: ModelSpec, items: Inventory, run: Run) -> Segments | None:
+    """Play a small run block by block; None for one whose rests are a small share, or too long."""
+    if run.highest.allocated > PLAYED_BELOW_BYTES:
+        return None
+    from estimator.architecture.segments import TooManyEvents, play_segments
+
+    try:
+        return play_segments(case, spec, items, most_events=MOST_EVENTS)
+    except TooManyEvents:
+        return None
 
 
 def play_within(case: Case, capacity_bytes: int) -> Segments:
@@ -87,13 +111,24 @@ def play_within(case: Case, capacity_bytes: int) -> Segments:
     return play_segments(case, spec, inventory(spec, case.lora), capacity_bytes)
 
 
-def _beyond(case: Case, spec: ModelSpec, items: Inventory, allocated_bytes: int) -> Beyond:
-    """Work out reserved and device bytes; kept out of the estimate, which takes a tenth of it."""
+def _beyond(
+    case: Case, spec: ModelSpec, items: Inventory, allocated_bytes: int, played: Segments | None
+) -> Beyond:
+    """Work out reserved and device bytes; kept out of the estimate, which takes a tenth of it.
+
+    Args:
+        played: the run on a card without a limit, where it has been played.
+    """
     from estimator.architecture.segments import TooManyEvents, play_segments
     from estimator.counters import beyond_allocated
 
+    def play(capacity_bytes: int | None) -> Segments:
+        if capacity_bytes is None and played is not None:
+            return played
+        return play_segments(case, spec, items, capacity_bytes)
+
     try:
-        return beyond_allocated(case, allocated_bytes, partial(play_segments, case, spec, items))
+        return beyond_allocated(case, allocated_bytes, play)
     except TooManyEvents:
         return Beyond()
 

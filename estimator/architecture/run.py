@@ -12,7 +12,7 @@ from itertools import accumulate
 
 from estimator.architecture.events import Event, peak, totals
 from estimator.architecture.inventory import Held
-from estimator.report import Components, Phase
+from estimator.report import Phase
 
 
 @dataclass(slots=True)
@@ -44,7 +44,7 @@ class Pass:
 
 @dataclass(slots=True)
 class Instant:
-    """The highest instant so far."""
+    """The highest instant of a phase so far."""
 
     allocated: int = -1
     requested: int = 0
@@ -53,13 +53,13 @@ class Instant:
     base: dict[str, int] = field(default_factory=dict)
     inside: Pass | None = None
 
-    def components(self) -> Components:
-        """Return what the bytes are: the ledger's, and those of the pass up to its peak."""
+    def sizes(self) -> dict[str, int]:
+        """Return the bytes of each component: the ledger's, and of the pass up to its peak."""
         sizes = dict(self.base)
         if self.inside is not None:
             for name, size in totals(self.inside.events[: self.inside.peak_event])[0].items():
                 sizes[name] = sizes.get(name, 0) + size
-        return Components.from_names(sizes)
+        return sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,8 @@ class Run:
 
     ledger: dict[str, int] = field(default_factory=dict)
     requested: int = 0
-    highest: Instant = field(default_factory=Instant)
+    instants: dict[str, Instant] = field(default_factory=dict)
+    """The highest of each phase."""
     highest_requested: int = 0
     phases: dict[str, list[int]] = field(default_factory=dict)
     total: int = 0
@@ -90,10 +91,17 @@ class Run:
     thorough: bool = False
     """Whether instants are played that cannot be the highest, too."""
     _phase: str = "load"
+    _highest: Instant = field(default_factory=Instant)
+
+    @property
+    def highest(self) -> Instant:
+        """The highest instant of all phases; of equals the first."""
+        return max(self.instants.values(), key=lambda instant: instant.allocated)
 
     def begin(self, phase: str) -> None:
         """Later changes belong to a phase."""
         self._phase = phase
+        self._highest = self.instants.setdefault(phase, Instant())
         self.phases.setdefault(phase, [0, 0])
         self._note(self.total)
 
@@ -193,7 +201,6 @@ class Run:
     def _compare(self, allocated: int, requested: int, label: str, item: Pass | None) -> None:
         if requested > self.highest_requested:
             self.highest_requested = requested
-        if allocated > self.highest.allocated:
-            self.highest = Instant(
-                allocated, requested, self._phase, label, dict(self.ledger), item
-            )
+        if allocated > self._highest.allocated:
+            found = Instant(allocated, requested, self._phase, label, dict(self.ledger), item)
+            self._highest = self.instants[self._phase] = found
