@@ -36,13 +36,17 @@ _Fit = dict[tuple[int, int], float]
 def grid(case: Case, batches: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
     """Return estimated peak allocated bytes, a row a batch and a column a length.
 
-    Points that were looked at are the formulas' own, the others come from the instants'
-    polynomials; no run is played for what its history adds.
+    A few points are estimates. Of more, those that were looked at are the formulas' own, and the
+    others come from the instants' polynomials; no run is played for what its history adds.
 
     Raises:
         GpumemError: as `estimate`, for any of the estimated points.
     """
     rows, columns = sorted(set(batches)), sorted(set(lengths))
+    if len(rows) * len(columns) <= _LENGTHS_A_PART * _BATCHES_A_PART:
+        at = {(b, s): replace(case, batch_size=b, sequence_length=s) for b in rows for s in columns}
+        few = {point: estimate_architecture(there).peak for point, there in at.items()}
+        return [[few[b, s].allocated_bytes for s in lengths] for b in batches]
     values: dict[_Point, float] = {}
     # A batch of one takes paths without copies; a window adds masks where it is reached.
     config = load_config(case.model).config

@@ -20,6 +20,9 @@ from estimator.architecture.script import Happening, Holding, Resized
 STANDING = ("weights", "optimizer_states", "workspace")
 """What is played tensor by tensor, where the run has one sum of it."""
 
+_KNOWN = (*STANDING, "batch")
+"""What is never freed by its size."""
+
 
 @dataclass(slots=True)
 class Seen:
@@ -145,11 +148,12 @@ class Player:
             self._alive[storage] = [entry]
         else:
             alive.append(entry)
-        same = self._by_size.get(size)
-        if same is None:
-            self._by_size[size] = [entry]
-        else:
-            same.append(entry)
+        if entry.kind not in _KNOWN:
+            same = self._by_size.get(size)
+            if same is None:
+                self._by_size[size] = [entry]
+            else:
+                same.append(entry)
         self.expected += entry.expected
         more = block.size_bytes - entry.expected
         if more:

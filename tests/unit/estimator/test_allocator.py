@@ -260,6 +260,10 @@ def chain(block: Block) -> list[Block]:
     return blocks
 
 
+def free_blocks(allocator: CachingAllocator) -> list[Block]:
+    return [block for pool in allocator._free.values() for _, _, block in pool]
+
+
 def check(allocator: CachingAllocator, alive: list[Block]) -> None:
     assert 0 <= allocator.requested_bytes <= allocator.allocated_bytes <= allocator.reserved_bytes
     assert allocator.requested_bytes == sum(block.requested_bytes for block in alive)
@@ -268,9 +272,7 @@ def check(allocator: CachingAllocator, alive: list[Block]) -> None:
     assert allocator.peak_reserved_bytes >= allocator.reserved_bytes
     segments = {
         segment[0].address: segment
-        for segment in (
-            chain(block) for block in (*alive, *(b for b in allocator._blocks.values()))
-        )
+        for segment in (chain(block) for block in (*alive, *free_blocks(allocator)))
     }
     everything = [block for segment in segments.values() for block in segment]
     assert sum(block.size_bytes for block in everything) == allocator.reserved_bytes
@@ -317,7 +319,7 @@ def test_laws_over_random_programs(
     # With nothing in use, every segment is one free block again.
     assert all(
         expandable or (block.previous is None and block.next is None)
-        for block in allocator._blocks.values()
+        for block in free_blocks(allocator)
     )
 
 
