@@ -38,10 +38,13 @@ def quantize_model(case: Case, model: Any, device: Any, dtype: Any) -> Any:
     The output layer, embeddings and norms stay as they are, as in from_pretrained.
     """
     import bitsandbytes
+    from transformers.modeling_utils import local_torch_dtype
     from transformers.quantizers.auto import AutoHfQuantizer
 
     quantizer = AutoHfQuantizer.from_config(quantization_config(case, dtype), pre_quantized=False)
-    quantizer.preprocess_model(model=model, device_map={"": device}, dtype=dtype)
+    # Biases of the new linears have torch's default dtype, which from_pretrained sets meanwhile.
+    with local_torch_dtype(dtype):
+        quantizer.preprocess_model(model=model, device_map={"": device}, dtype=dtype)
     with _tables_on(device):
         for module in model.modules():
             if isinstance(module, bitsandbytes.nn.Linear4bit):

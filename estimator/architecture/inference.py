@@ -20,6 +20,7 @@ from estimator.architecture.context import (
 from estimator.architecture.embeddings import embeddings
 from estimator.architecture.events import Storage
 from estimator.architecture.inventory import Held, Inventory, position_table, weights
+from estimator.architecture.kernels import kernel
 from estimator.architecture.masks import attention_masks, distance_bytes
 from estimator.architecture.outside import state_names
 from estimator.architecture.parts import cast
@@ -35,7 +36,7 @@ from estimator.architecture.training import (
 )
 from estimator.case import Case
 from estimator.gpus import workspace_bytes
-from estimator.spec import Layer, Mixer, ModelSpec
+from estimator.spec import Layer, Mixer, ModelSpec, Moe
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +64,18 @@ def play_inference(case: Case, spec: ModelSpec, items: Inventory, run: Run) -> R
     # The ids and the mask, which generate's caller keeps.
     run.change("temporaries", 2 * 8 * B * S)
     loaded = run.total
-    run.change("workspace", workspace_bytes(case.gpu))
     run.phases["load"] = [loaded, loaded]
     run.begin("prefill")
-    if items.table_cast:
-        _cast_table(run, case, items)
     ctx = inference_context(case, S, S)
     kept = _kept_bytes(spec, ctx, S, 0)
     run.change("temporaries", kept)
-    widths = _forward(run, spec, ctx)
+    if items.table_cast:
+        _cast_table(run, case, spec, items, ctx)
+    workspace = workspace_bytes(case.gpu)
+    if not _head_multiplies_first(spec, ctx):
+        run.change("workspace", workspace)
+        workspace = 0
+    widths = _forward(run, spec, ctx, workspace)
     scores = Storage(spec.vocab_size * B * 4, "logits")
     if not ctx.stack.tuple_cache:
         # The newest token's stay until the next one's are there.
@@ -136,19 +140,43 @@ def _keep(run: Run, before: int, after: int) -> int:
     return after
 
 
-def _cast_table(run: Run, case: Case, items: Inventory) -> None:
-    """The first forward pass casts a table of positions; before it there is no workspace yet."""
+def _cast_table(run: Run, case: Case, spec: ModelSpec, items: Inventory, ctx: Context) -> None:
+    """The first forward pass casts a table of positions, once it has looked the tokens up and made
+    its masks; there is no workspace yet."""
     old, new = (position_table(case, items, loaded=loaded) for loaded in (True, False))
     if old == new:
         return
-    missing = workspace_bytes(case.gpu)
-    both = new.allocated_bytes - missing, new.requested_bytes - missing
-    run.spike("weights", *both, "a table of positions is cast")
+    beside = ctx.tokens * (8 + spec.hidden_size * ctx.width)
+    beside += sum(attention_masks(spec, ctx).values())
+    run.change("temporaries", beside)
+    label = "a table of positions is cast"
+    run.spike("weights", new.allocated_bytes, new.requested_bytes, label)
+    run.change("temporaries", -beside)
     run.exchange("weights", old, new)
 
 
-def _forward(run: Run, spec: ModelSpec, ctx: Context) -> dict[int, tuple[int, ...]]:
-    """Play a step; return the widths of what each kind of layer caches."""
+def _head_multiplies_first(spec: ModelSpec, ctx: Context) -> bool:
+    """Whether the head's is the first product for which PyTorch makes a cuBLAS workspace.
+
+    int8 products are bitsandbytes' own, whose handle has none of PyTorch's; rotary tables are a
+    product, and so are adapters, mixtures and attention without a fused kernel.
+    """
+    if ctx.quantization != "int8" or ctx.lora is not None or spec.rope_tables:
+        return False
+    for layer in distinct_layers(spec):
+        fused = kernel(layer.attention, layer_context(layer, ctx)) in ("flash", "efficient")
+        if not fused or layer.attention.mixer is not None or isinstance(layer.mlp, Moe):
+            return False
+        if any(linear.own_class for linear in layer.linears):
+            return False
+    return True
+
+
+def _forward(
+    run: Run, spec: ModelSpec, ctx: Context, workspace: int = 0
+) -> dict[int, tuple[int, ...]]:
+    """Play a step, with a `workspace` that its head makes; return the widths of what each kind of
+    layer caches."""
     # generate's copy of the new ids, and of their positions where those are not of all tokens.
     ids, positions = 8 * ctx.tokens, _position_copy(spec, ctx)
     run.change("temporaries", ids + positions)
@@ -196,6 +224,7 @@ def _forward(run: Run, spec: ModelSpec, ctx: Context) -> dict[int, tuple[int, ..
     for states in named:
         run.change("temporaries", -states.allocated_bytes, -states.requested_bytes)
     run.exchange("temporaries", returned, Held())
+    run.change("workspace", workspace)
     widths = {number: layer.widths for (number, _), layer in passes.items()}
     if ctx.stack.full_logits:
         _all_logits(run, tape, normed, spec, ctx)

@@ -260,9 +260,6 @@ def _base_sizes(
     for linear in items.quantizable:
         rest[linear.weight_count * (4 // width if linear.fp32 else 1)] -= 1
         sizes += quantized_blocks(linear, quantization, double_quantization)
-    if double_quantization:
-        # The table of 256 values by which scales are quantized, one for all.
-        sizes.append(1024)
     # The embeddings are the first.
     others = [count * width for count in rest.elements()]
     return (*others[:1], *sizes, *others[1:])

@@ -155,7 +155,8 @@ def quantized_blocks(spec: Linear, quantization: str, double: bool) -> Iterator[
     """Yield the bytes of each tensor that a quantized weight is made of.
 
     4-bit: two weights a byte, an fp32 scale a block of 64 and a table of 16 values; with double
-    quantization a byte a scale, an fp32 scale a block of 256 of those, and an fp32 offset.
+    quantization a byte a scale, an fp32 scale a block of 256 of those, an fp32 offset, and a copy
+    of the table of 256 values (bitsandbytes/functional.py, `quantize_blockwise`).
     int8: a byte a weight and an fp32 scale an output row.
     """
     count = spec.weight_count
@@ -169,6 +170,7 @@ def quantized_blocks(spec: Linear, quantization: str, double: bool) -> Iterator[
         yield scales
         yield 4 * ceil_div(scales, BLOCK_NESTED)
         yield 4
+        yield 4 * 256
     else:
         yield 4 * scales
     yield 64
