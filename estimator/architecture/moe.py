@@ -49,6 +49,9 @@ def mixture(tape: Tape, x: Tensor, spec: Moe, ctx: Context) -> Tensor:
     if shared is not None:
         out, own = _with_shared(tape, rows, out, shared, spec, ctx), out
         tape.drop(own, shared)
+    if spec.shared_sum == "halved":
+        total, out = out, scale(tape, out)
+        tape.drop(total)
     if spec.shared_sum == "fp32":
         wide, out = out, cast(tape, out, x.width)
         tape.drop(wide, before)

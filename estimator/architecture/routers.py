@@ -22,6 +22,7 @@ from estimator.architecture.parts import (
 from estimator.architecture.sigmoid_router import divided_sigmoid
 from estimator.architecture.sparse_mixer import sparse_mixer
 from estimator.architecture.tape import NEW, PASS, Tape, Tensor
+from estimator.architecture.widths import promoted
 from estimator.spec import Linear, Moe
 
 
@@ -52,6 +53,8 @@ def route(tape: Tape, x: Tensor, spec: Moe, ctx: Context) -> tuple[tuple[Tensor,
         return divided_sigmoid(tape, logits, x, spec, ctx)
     if spec.router == "top_softmax_half":
         return _top_softmax_half(tape, logits, spec, ctx)
+    if spec.router in ("top_softmax_cast", "top_sigmoid"):
+        return _top_logits(tape, x, logits, spec, ctx)
     if spec.router == "top_softmax":
         return _top_softmax(tape, x, logits, spec, ctx)
     if spec.router == "sparse_mixer":
@@ -166,6 +169,32 @@ def _top_softmax(
     scores = cast(tape, probabilities, x.width)
     tape.drop(best, probabilities)
     return (wide, indices), scores
+
+
+def _top_logits(
+    tape: Tape, x: Tensor, logits: Tensor, spec: Moe, ctx: Context
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The best logits, as they are; their softmax in fp32, or their sigmoids, divided by their sum.
+
+    Source: transformers/models/cohere2_moe/modeling_cohere2_moe.py, `Cohere2MoeTopKRouter`.
+    """
+    pairs = ctx.tokens * spec.active
+    indices = tape.new(pairs, 8)
+    best = tape.op(pairs, logits.width, (logits,), (indices,), grads=(logits.size,))
+    if spec.router == "top_softmax_cast":
+        scores = fp32_softmax(tape, best, ctx)
+    else:
+        scores = tape.op(pairs, best.width, (best,), saves_out=True)
+    tape.drop(best)
+    if spec.router == "top_sigmoid" and spec.normed:
+        wide = 4 if ctx.amp is not None else scores.width
+        total = tape.op(ctx.tokens, wide, (scores,), grads=(PASS,))
+        width = promoted(scores.width, wide)
+        before, scores = scores, tape.op(pairs, width, (total, scores), (scores, total))
+        tape.drop(before, total)
+    out = cast(tape, scores, x.width)
+    tape.drop(scores)
+    return (logits, indices), out
 
 
 def _top_softmax_half(

@@ -45,15 +45,30 @@ def parse(reader: ConfigReader) -> ModelSpec:
         UnsupportedError: for attention in both directions.
         ModelError: as `ConfigReader`, and where layers read keys and values that none has.
     """
+    return _model(reader, reader.count("hidden_size_per_layer_input", 256), default_window=512)
+
+
+def parse_unified(reader: ConfigReader) -> ModelSpec:
+    """Gemma4UnifiedForCausalLM of a text configuration: without experts or inputs by token.
+
+    Raises:
+        UnsupportedError: for attention in both directions.
+        ModelError: as `parse`.
+    """
+    return _model(reader, 0, default_window=1024)
+
+
+def _model(reader: ConfigReader, features: int, default_window: int) -> ModelSpec:
+    """Return the spec of a model with so many features of each layer's input by token."""
     if reader.config.get("use_bidirectional_attention") == "all":
         raise reader.unsupported("attention in both directions (use_bidirectional_attention)")
     sizes = read_sizes(reader, head_dim=256, kv_heads=4)
     norm = Norm("rms_pow", sizes.hidden)
-    window = reader.size("sliding_window", default=512)
+    window = reader.size("sliding_window", default=default_window)
     windows = layer_windows(reader, sizes.count, window, every(sizes.count, 6))
     # The last layer is made a full one.
     windows[-1] = None
-    own = _token_tables(reader, sizes)
+    own = _token_tables(reader, sizes, features)
     kinds = [
         (seen, sharing, index == sizes.count - 1)
         for index, (seen, sharing) in enumerate(
@@ -74,7 +89,7 @@ def parse(reader: ConfigReader) -> ModelSpec:
             attention_out_norm=norm,
             mlp_out_norm=norm,
             recipe="gemma4",
-            token_inputs=None if own is None else _token_inputs(reader, sizes, norm, last),
+            token_inputs=_token_inputs(reader, sizes, norm, features, last) if features else None,
         )
 
     return model(
@@ -126,9 +141,8 @@ def _sharing(reader: ConfigReader, windows: list[int | None]) -> list[_Sharing]:
     ]
 
 
-def _token_tables(reader: ConfigReader, sizes: Sizes) -> TokenTables | None:
+def _token_tables(reader: ConfigReader, sizes: Sizes, features: int) -> TokenTables | None:
     """Return what makes the layers' own inputs; None where there are none."""
-    features = reader.count("hidden_size_per_layer_input", 256)
     if not features:
         return None
     return TokenTables(
@@ -138,8 +152,9 @@ def _token_tables(reader: ConfigReader, sizes: Sizes) -> TokenTables | None:
     )
 
 
-def _token_inputs(reader: ConfigReader, sizes: Sizes, norm: Norm, last: bool) -> TokenInputs:
-    features = reader.count("hidden_size_per_layer_input", 256)
+def _token_inputs(
+    reader: ConfigReader, sizes: Sizes, norm: Norm, features: int, last: bool
+) -> TokenInputs:
     return TokenInputs(
         gate=Linear("per_layer_input_gate", sizes.hidden, features),
         out=Linear("per_layer_projection", features, sizes.hidden),

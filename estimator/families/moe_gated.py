@@ -1,6 +1,7 @@
-"""AFMoE and Laguna: gates on the attention's output. Hunyuan 3: scores summed in fp32.
+"""AFMoE and Laguna: gates on the attention's output. Hunyuan 3: sums in fp32. Cohere 2's mixture.
 
-Source: transformers/models/{afmoe,laguna,hy_v3}/{modeling,configuration}_*.py.
+Source: {modeling,configuration}_*.py of afmoe, laguna, hy_v3 and cohere2_moe, in
+transformers/models.
 """
 
 from __future__ import annotations
@@ -187,3 +188,76 @@ def parse_hy_v3(reader: ConfigReader) -> ModelSpec:
     blocks = [mixture if mixed else dense for mixed in sparse]
     spec = model_of(reader, hidden, 120832, [(attention, block) for block in blocks])
     return replace(spec, buffers=(4 * experts,) * sparse.count(True))
+
+
+def parse_cohere2_moe(reader: ConfigReader) -> ModelSpec:
+    """Cohere2MoeForCausalLM: Cohere 2's parallel layers with mixtures; full layers don't rotate."""
+    hidden = reader.size("hidden_size", default=8192)
+    bias = reader.flag("attention_bias", False)
+    attention = attention_of(
+        reader, hidden, 64, None, qkv_bias=bias, output_bias=bias, default_head_dim=128
+    )
+    attention = replace(attention, rotary_style="fp32_input")
+    count = layer_count(reader, 40)
+    first = reader.count("first_k_dense_replace", 0)
+    sparse = by_mlp_type(reader, count, [index >= first for index in range(count)])
+    window = reader.size("sliding_window", default=4096)
+    prefix = reader.size("prefix_dense_sliding_window_pattern", default=1)
+    slides = every(min(first, count), prefix)
+    slides += every(count - len(slides), reader.size("sliding_window_pattern", default=4))
+    windows = layer_windows(reader, count, window, slides)
+    width = reader.size("intermediate_size", default=22528)
+    mixture = _cohere_mixture(reader, hidden, width)
+    size = reader.size("prefix_dense_intermediate_size", default=width)
+    dense = gated_mlp(reader, hidden, size, adaptable=False)
+    rms = reader.config.get("rms_norm_eps") is not None
+    norm = Norm("rms" if rms else "centered", hidden)
+    kinds = [
+        (seen, seen is not None or (prefix == 1 and not mixed), mixed)
+        for seen, mixed in zip(windows, sparse, strict=True)
+    ]
+    made = {
+        kind: Layer(
+            norm,
+            replace(attention, window=kind[0], rotary=kind[1]),
+            None,
+            mixture if kind[2] else dense,
+            parallel=True,
+        )
+        for kind in set(kinds)
+    }
+    spec = model_of(reader, hidden, 256000, [(attention, dense)])
+    return replace(
+        spec,
+        layers=tuple(made[kind] for kind in kinds),
+        final_norm=norm,
+        tied=reader.flag("tie_word_embeddings", True),
+        logits_scaled=True,
+        masks=(None, window),
+    )
+
+
+def _cohere_mixture(reader: ConfigReader, hidden: int, width: int) -> Moe:
+    shared = reader.count("num_shared_experts", 0)
+    functions = {"softmax": "top_softmax_cast", "sigmoid": "top_sigmoid"}
+    function = reader.text("expert_selection_fn", "softmax")
+    if function not in functions:
+        raise reader.error("expert_selection_fn", function, "softmax or sigmoid")
+    sums = {"average": "halved", "sum": "plain"}
+    combined = reader.text("shared_expert_combination_strategy", "average")
+    if combined not in sums:
+        raise reader.error("shared_expert_combination_strategy", combined, "sum or average")
+    experts = reader.size("num_experts", default=8)
+    return Moe(
+        hidden=hidden,
+        width=width,
+        experts=experts,
+        active=reader.size("num_experts_per_tok", default=2, most=experts),
+        activation=reader.text("hidden_act", "silu"),
+        router=functions[function],
+        normed=reader.flag("norm_topk_prob", True),
+        shared=gated_mlp(reader, hidden, width * shared, adaptable=False) if shared else None,
+        shared_flat=True,
+        shared_sum=sums[combined] if shared else "plain",
+        adapter_names=QWEN_NAMES,
+    )

@@ -57,8 +57,8 @@ class Moe:
 
     - `softmax` over all, then the best (Mixtral); `softmax_fp32` of logits in fp32 and
       `softmax_groups` from the best groups of experts (DeepSeek-V2);
-    - `top_softmax` over the best in fp32 (Granite), `top_softmax_half` in the model's dtype
-      (gpt-oss);
+    - `top_softmax` over the best in fp32 (Granite), `top_softmax_cast` of the best, in fp32, and
+      `top_sigmoid` of the best (Cohere 2), `top_softmax_half` in the model's dtype (gpt-oss);
     - `sigmoid` of each (MiniMax-M2), `sigmoid_linear` of a linear (AFMoE), `sigmoid_cast` of logits
       cast to fp32 (Laguna) and `sigmoid_fp32` of logits in fp32 (Hunyuan 3), all three divided by
       their sum out of place; `sigmoid_half` in the model's dtype (LFM2),
@@ -82,7 +82,7 @@ class Moe:
     """Whether the shared expert sees tokens as rows, [B * Q, hidden]."""
     shared_sum: str = "plain"
     """How its output is added to the experts': `plain`, `scaled` once the experts' is multiplied by
-    a number (Laguna), or in `fp32` (Hunyuan 3)."""
+    a number (Laguna), in `fp32` (Hunyuan 3), or `halved` afterwards (Cohere 2)."""
     shared_gate: Linear | None = None
     gate_style: str = "halves"
     """How the gate's and up's product is read: `halves`, or `clamped_pairs` (gpt-oss)."""
