@@ -22,7 +22,7 @@ from estimator.config_source import load_config
 from estimator.errors import UnsupportedError
 from estimator.families import parse_spec
 from estimator.losses import check_loss
-from estimator.spec import HeadScan, ModelSpec, Moe, SelectiveScan
+from estimator.spec import HeadScan, LinearRecurrence, ModelSpec, Moe, SelectiveScan
 
 __all__ = ["QUICK", "Bounds", "draw_cases"]
 
@@ -64,7 +64,7 @@ def _draw(stream: str, slot: Slot, bounds: Bounds) -> Case:
     model = draw_model(axis("model"), slot, bounds)
     spec = parse_spec(load_config(model))
     longest = bounds.sequence_length[1]
-    scans = (SelectiveScan, HeadScan)
+    scans = (SelectiveScan, HeadScan, LinearRecurrence)
     if any(isinstance(block.mixer, scans) for layer in spec.layers for block in layer.blocks):
         longest = min(longest, max(bounds.sequence_length[0], _LONGEST_SCAN))
     if spec.positions_bounded and spec.max_positions is not None:

@@ -168,6 +168,9 @@ def _cut(config: dict[str, Any], depth: int) -> dict[str, Any]:
         kinds = [*cut["layer_types"][:-1], "full_attention"]
         own = 1 + max(kinds.index(kind) for kind in set(kinds))
         cut["num_kv_shared_layers"] = min(cut["num_kv_shared_layers"], depth - own)
+    if cut["model_type"] == "recurrent_gemma" and depth < 3:
+        # Its code asks for the first layer with attention.
+        cut["block_types"] = ["recurrent", "attention"]
     if cut["model_type"] in ("zamba", "zamba2"):
         # What layers share must be shared by two, and a cache without attention has no length.
         depth = cut["num_hidden_layers"] = max(2, depth)

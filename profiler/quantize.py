@@ -51,6 +51,11 @@ def quantize_model(case: Case, model: Any, device: Any, dtype: Any) -> Any:
                 _fill_4bit(module, device, dtype)
             elif isinstance(module, bitsandbytes.nn.Linear8bitLt):
                 _fill_8bit(module, device)
+            else:
+                continue
+            if module.bias is not None:
+                # The quantizer makes it in fp32, and from_pretrained loads it in the model's dtype.
+                module.bias.data = module.bias.data.to(dtype)
     quantizer.postprocess_model(model)
     model.hf_quantizer = quantizer
     return model

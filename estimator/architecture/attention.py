@@ -173,7 +173,8 @@ def grow_cache(
         consumes: whether the caller's names now are the cache's (without a fused projection,
             unless this says otherwise).
 
-    Source: transformers/cache_utils.py, `DynamicLayer.update`.
+    Source: transformers/cache_utils.py, `DynamicLayer.update`,
+    `DynamicSlidingWindowLayer.update`.
     """
     consumed = spec.fused is None if consumes is None else consumes
     tape.cache_widths = key.width, value.width
@@ -189,8 +190,12 @@ def grow_cache(
     for features in spec.cached_features[:2]:
         row = ctx.batch * features
         made.append(tape.new(row * ctx.keys, width, component="kv_cache"))
-        if ctx.held_keys and not ctx.stack.tuple_cache:
+        if ctx.held_keys and spec.window is None and not ctx.stack.tuple_cache:
             free_old(tape, row * ctx.held_keys, width)
+    if ctx.held_keys and spec.window is not None and not ctx.stack.tuple_cache:
+        # A sliding layer joins both before it cuts both.
+        for features in spec.cached_features[:2]:
+            free_old(tape, ctx.batch * features * ctx.held_keys, width)
     if consumed:
         tape.drop(key, value)
     return made[0], made[1]

@@ -12,6 +12,7 @@ from estimator.architecture import (
     gemma4,
     head_scan,
     latent,
+    linear_recurrence,
     llama4,
     selective_scan,
     short_conv,
@@ -38,6 +39,7 @@ _RECIPES: dict[str, Callable[[Tape, Tensor, Attention, Context], tuple[Tensor, T
     "gated": gated_attention.attention,
     "selective_scan": selective_scan.attention,
     "head_scan": head_scan.attention,
+    "linear_recurrence": linear_recurrence.attention,
     "state_space": state_space.attention,
     "short_conv": short_conv.attention,
     "latent": latent.attention,
@@ -47,7 +49,14 @@ _RECIPES: dict[str, Callable[[Tape, Tensor, Attention, Context], tuple[Tensor, T
 }
 
 _FUNCTIONS = ("standard", "split", "gated", "latent", "sparse_latent", "llama4", "gemma4")
-_NO_CORES = ("delta_net", "selective_scan", "head_scan", "state_space", "short_conv")
+_NO_CORES = (
+    "delta_net",
+    "selective_scan",
+    "head_scan",
+    "linear_recurrence",
+    "state_space",
+    "short_conv",
+)
 _OWN_CORES_OF_LAYERS = ("falcon", "bloom")
 
 

@@ -65,6 +65,8 @@ def embeddings(tape: Tape, spec: ModelSpec, ctx: Context) -> tuple[Tensor, tuple
     if spec.embedding_multiplied:
         scaled = tape.op(count, ctx.width, (out,))
         _keep_leaf(tape, out, ctx)
+        if spec.embedding_apart:
+            return scaled, (out,)
         tape.drop(out)
         out = scaled
     if spec.embedding_norm is not None:

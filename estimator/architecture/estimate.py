@@ -29,7 +29,7 @@ from estimator.families import parse_spec
 from estimator.gpus import workspace_bytes
 from estimator.losses import LOSS_LINES, check_loss
 from estimator.report import NO_INTERVAL, Beyond, Components, MemoryReport, Parameters, Peak
-from estimator.spec import Mlp, ModelSpec, Moe, Norm
+from estimator.spec import LinearRecurrence, Mlp, ModelSpec, Moe, Norm
 
 if TYPE_CHECKING:
     from estimator.architecture.segments import Segments
@@ -210,6 +210,8 @@ def _refuse(case: Case, spec: ModelSpec) -> None:
             and any(layer.shared and not layer.shared.counted for layer in distinct_layers(spec))
             and not (case.training and case.method == "lora")
         ),
+        f"autocast or an int8 base of {spec.model_type}'s recurrences": _recurs(spec)
+        and (case.mixed_precision is not None or (case.training and case.quantization == "int8")),
         f"stack {case.stack!r} with other norms than RMSNorm": _norms_unknown(case, spec),
         f"stack {case.stack!r} without autocast on a quantized base that was not prepared, whose "
         "fp32 hidden states no head in half precision multiplies": _head_too_narrow(case),
@@ -236,6 +238,11 @@ def _unknown_activations(spec: ModelSpec) -> list[str]:
         if not known_activation(name) or (name == "xielu" and not alone):
             unknown.append(name)
     return unknown
+
+
+def _recurs(spec: ModelSpec) -> bool:
+    mixers = (layer.attention.mixer for layer in distinct_layers(spec))
+    return any(isinstance(mixer, LinearRecurrence) for mixer in mixers)
 
 
 def _dora_experts(case: Case, spec: ModelSpec) -> bool:

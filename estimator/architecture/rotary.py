@@ -8,6 +8,7 @@ who repeats cos and sin, and in what they still name at the end:
 - `fp32_input`: queries and keys are copied to fp32 first (Cohere);
 - `fp32_twice`: they are copied once for each of the two products (ModernBERT);
 - `repeated`: each layer repeats its own cos and sin, pair by pair (GLM, Helium);
+- `own`: each layer makes its own cos and sin, and names them to its end (RecurrentGemma);
 - `fp32_repeated`: the same in fp32, each factor copied to fp32 (ERNIE 4.5);
 - `held_parts`: the attention names the rotated and the other part of each head to its end (Phi);
 - `complex`: one table of complex factors, fp32 pairs (DeepSeek-V2, Llama 4);
@@ -30,7 +31,7 @@ from estimator.architecture.widths import promoted
 from estimator.spec import Attention, ModelSpec
 
 _FP32_TABLES = ("fp32_tables", "fp32_repeated")
-_REPEATED = ("repeated", "fp32_repeated")
+_REPEATED = ("repeated", "own", "fp32_repeated")
 _CAST_BACK = ("fp32_tables", "fp32_input", "fp32_twice", "fp32_repeated")
 
 
@@ -82,7 +83,11 @@ def rotate_states(tape: Tape, query: Tensor, key: Tensor, spec: Attention, ctx: 
         grads = tuple(PASS if part.width == width else NEW for part in (first, rest))
         joined.append(tape.op(count, width, (first, rest), grads=grads))
     rests = (parts[0][1], parts[1][1])
-    tape.drop(parts[0][0], parts[1][0], *tables)
+    tape.drop(parts[0][0], parts[1][0])
+    if spec.rotary_style == "own":
+        tape.drop(*turned, *rests)
+        return Rotated(joined[0], joined[1], tables)
+    tape.drop(*tables)
     if spec.rotary_style == "held_parts":
         return Rotated(joined[0], joined[1], (*turned, *rests))
     tape.drop(*turned, *rests)

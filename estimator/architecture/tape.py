@@ -102,6 +102,8 @@ class Tape:
     first_unpack: int = 0
     shared: list[Storage] = field(default_factory=list)
     """What `share` holds."""
+    lingering: list[Storage] = field(default_factory=list)
+    """What `linger` holds."""
     outside: dict[str, Tensor] = field(default_factory=dict)
     """Tensors that layers read beside their input: made by the embeddings, or by another layer."""
     regions: dict[int, Region] = field(default_factory=dict)
@@ -322,6 +324,20 @@ class Tape:
             storage.saved = True
         self.unshare()
         self.shared = found
+
+    def linger(self, tensor: Tensor) -> None:
+        """Keep a tensor beyond the step, with all that autograd saved on the way to it."""
+        wanted = {id(tensor)}
+        found = [] if tensor.storage is None else [tensor.storage]
+        for outs, inputs, _, saved, *_ in reversed(self.nodes):
+            if any(id(out) in wanted for out in outs):
+                wanted.update(id(one) for one in inputs)
+                found += saved
+        for storage in dict.fromkeys(found):
+            storage.refs += 1
+            storage.held += 1
+            storage.saved = True
+            self.lingering.append(storage)
 
     def pin(self, *tensors: Tensor) -> None:
         """Keep tensors as long as the graph lives, and for it: they are activations."""

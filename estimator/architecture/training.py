@@ -56,6 +56,8 @@ class LayerPasses:
     unshare: Pass
     unpin: Pass
     probabilities_width: int | None
+    lingering: Held
+    """What stays from the layer's backward to its next forward pass."""
     outside: tuple[Outside, ...]
 
 
@@ -108,6 +110,9 @@ def _forward_and_backward(run: Run, spec: ModelSpec, ctx: Context, case: Case) -
         # Each layer is given it, which checkpointing keeps.
         copied.storage.saved = ctx.checkpointing
     run.play(Pass.of(embedding.take_events(), "embeddings"))
+    for key in kinds.order:
+        left = kinds.passes[key].lingering
+        run.change("activations", left.allocated_bytes, left.requested_bytes)
     tables, positions = rotary_tables(spec, ctx), position_bytes(spec, ctx)
     shared = tables if ctx.checkpointing or tables_saved(spec) else 0
     # Checkpointing keeps every argument of a layer, and a learned table the indices as they are.
@@ -344,6 +349,13 @@ def _play_layer(
     if not in_grad:
         for storage in reached.values():
             storage.refs -= 1
+    lingering = tape.lingering
+    if lingering:
+        # What the last step left goes when the layer's forward pass begins.
+        goes = [(Storage(one.requested, None), one.allocated) for one in lingering]
+        for storage, allocated in goes:
+            storage.allocated, storage.saved = allocated, True
+        forward = Pass.of([*((one, -1) for one, _ in goes), *forward_events], forward.label)
     backward = Pass.of(tape.take_events(), label)
     tape.unshare()
     unshare = Pass.of(tape.take_events(), "checkpointing's arguments go")
@@ -359,6 +371,7 @@ def _play_layer(
         unshare,
         unpin,
         first_pass.probabilities_width,
+        sum((Held(one.requested, one.allocated) for one in lingering), Held()),
         outside_of(first_pass),
     )
 

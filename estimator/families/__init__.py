@@ -40,6 +40,7 @@ from estimator.families import (
     opt,
     phi,
     qwen_next,
+    recurrent_gemma,
     xglm_ctrl,
     zamba,
 )
@@ -152,6 +153,7 @@ PARSERS: dict[str, Callable[[ConfigReader], ModelSpec]] = {
     "bamba": mamba_hybrids.parse_bamba,
     "granitemoehybrid": mamba_hybrids.parse_granitemoehybrid,
     "falcon_h1": falcon_h1.parse,
+    "recurrent_gemma": recurrent_gemma.parse,
     "zamba": zamba.parse,
     "zamba2": zamba.parse_zamba2,
     "jamba": mamba_hybrids.parse_jamba,

@@ -7,11 +7,9 @@ Source: transformers/models/{rwkv,recurrent_gemma,xlstm,lfm2,lfm2_moe}/
 from __future__ import annotations
 
 from estimator.families.counts import (
-    convolution,
     embeddings,
     factor,
     gated_mlp,
-    kinds,
     layer_count,
     linear,
 )
@@ -31,37 +29,6 @@ def count_rwkv(reader: ConfigReader) -> int:
     norms = 4 * hidden
     outer = embeddings(reader, reader.size("vocab_size", default=50277), hidden, False)
     return outer + layer_count(reader, 32) * (time + channel + norms) + 4 * hidden
-
-
-def count_recurrent_gemma(reader: ConfigReader) -> int:
-    """RecurrentGemmaForCausalLM: gated linear recurrences, and local attention between.
-
-    Source: https://arxiv.org/abs/2402.19427, section 2.4.
-    """
-    hidden = reader.size("hidden_size", default=2560)
-    heads, kv_heads = reader.heads(None, 10)
-    d = reader.divided("hidden_size", hidden, "num_attention_heads", heads)
-    bias = reader.flag("attention_bias", False)
-    attention = linear(hidden, (heads + 2 * kv_heads) * d, bias) + linear(hidden, hidden, True)
-    lru = reader.size("lru_width", default=hidden)
-    block = lru // heads
-    gates = 2 * heads * (block * block + block) + lru
-    recurrence = (
-        2 * linear(hidden, lru, True)
-        + linear(lru, hidden, True)
-        + convolution(lru, reader.size("conv1d_width", default=4), True)
-        + gates
-    )
-    width = reader.size("intermediate_size", default=7680) // 2
-    around = gated_mlp(hidden, width, True) + 2 * hidden
-    known = ("linear_attention", "full_attention")
-    cycle = kinds(reader, ("block_types",), known) or [known[0], known[0], known[1]]
-    outer = embeddings(reader, reader.size("vocab_size", default=256000), hidden, True)
-    total = outer + hidden
-    for index in range(layer_count(reader, 26)):
-        attends = cycle[index % len(cycle)] == "full_attention"
-        total += around + (attention if attends else recurrence)
-    return total
 
 
 def count_xlstm(reader: ConfigReader) -> int:

@@ -10,7 +10,6 @@ from estimator.families.counts_older import (
     count_openai_gpt,
 )
 from estimator.families.counts_recurrent import (
-    count_recurrent_gemma,
     count_rwkv,
     count_xlstm,
 )
@@ -22,7 +21,6 @@ from estimator.families.reader import ConfigReader
 
 COUNTERS: dict[str, Callable[[ConfigReader], int]] = {
     "rwkv": count_rwkv,
-    "recurrent_gemma": count_recurrent_gemma,
     "xlstm": count_xlstm,
     "openai-gpt": count_openai_gpt,
     "gpt_neox_japanese": count_gpt_neox_japanese,

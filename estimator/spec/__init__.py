@@ -9,6 +9,7 @@ from estimator.spec.linears import Linear, Norm
 from estimator.spec.mixers import (
     DeltaNet,
     HeadScan,
+    LinearRecurrence,
     Mixer,
     SelectiveScan,
     ShortConv,
@@ -28,6 +29,7 @@ __all__ = [
     "Latent",
     "Layer",
     "Linear",
+    "LinearRecurrence",
     "Mixer",
     "Mlp",
     "ModelSpec",

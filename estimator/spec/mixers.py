@@ -217,6 +217,44 @@ class HeadScan:
 
 
 @dataclass(frozen=True, slots=True)
+class LinearRecurrence:
+    """A gated linear recurrence (RG-LRU) behind a convolution, beside a gate (Griffin).
+
+    `inputs` are the projections of the gate and of what the convolution sees; the recurrence's own
+    gates are block by block, one a head.
+
+    Source: https://arxiv.org/abs/2402.19427, section 2.4.
+    """
+
+    width: int
+    heads: int
+    kernel: int
+    inputs: tuple[Linear, Linear]
+    activation: str
+
+    @property
+    def norms(self) -> tuple[Norm, ...]:
+        """None."""
+        return ()
+
+    @property
+    def gate_count(self) -> int:
+        """Elements of all blocks of a gate's weight."""
+        return self.width * self.width // self.heads
+
+    @property
+    def parameters_apart(self) -> tuple[int, ...]:
+        """Elements of the decays' parameter, of both gates, and of the convolution."""
+        gates = (self.gate_count, self.width) * 2
+        return (self.width, *gates, self.width * self.kernel, self.width)
+
+    @property
+    def states(self) -> tuple[State, ...]:
+        """Columns of the convolution, and the recurrence's state in fp32."""
+        return State(self.width * (self.kernel - 1)), State(self.width, fp32=True)
+
+
+@dataclass(frozen=True, slots=True)
 class StateSpaceDual:
     """Mamba 2's state space: a matrix of `head_dim` by `state` features for each head.
 

@@ -224,6 +224,8 @@ class ModelSpec:
     position_offset: bool = False
     embedding_held: bool = True
     embedding_multiplied: bool = False
+    embedding_apart: bool = False
+    """Whether the embeddings before that factor keep a name of their own (RecurrentGemma)."""
     embedding_cloned: bool = False
     """Whether the model's code copies the embeddings for layers that read them, too (Zamba)."""
     logits_scaled: bool = False
