@@ -63,7 +63,7 @@ def _bloom_attention(
     scores_count = ctx.batch * spec.heads * ctx.queries * ctx.keys
     # Each gradient is multiplied by the scale: there is one more of its size for a moment.
     biases = None
-    if ctx.amp is not None and ctx.width != q_mat.width:
+    if ctx.amp is not None:
         biases = tape.new(ctx.batch * spec.heads * ctx.keys, q_mat.width)
     scores = tape.op(scores_count, q_mat.width, (k_mat, q_mat), saves, temporaries=(k_mat.size,))
     tape.drop(biases)

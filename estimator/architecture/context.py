@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from estimator.architecture.widths import HALF, OTHER_HALF
 from estimator.case import Case, Lora
-from estimator.spec import Layer, Linear
+from estimator.spec import Layer, Linear, ModelSpec
 from estimator.stacks import STACKS, TODAY, Stack
 from estimator.units import round_up
 
@@ -63,6 +63,9 @@ class Context:
     """The dtype of the weights as loaded."""
     mask_width: int | None = None
     """Bytes of an element of the masks that layers share, where autocast makes `width` another."""
+    input_width: int | None = None
+    """Bytes of an element of the layers' input, and so of the masks and rotary tables that are made
+    like it, where a norm of the embeddings makes it fp32 under autocast."""
     remembers: bool = False
     """Whether autocast remembers its casts of the base's weights, which require grad, to the end
     of a forward pass that needs no gradients."""
@@ -101,6 +104,12 @@ class Context:
         if self.cache == "quantized":
             return False
         return self.cached and not (self.slots and not self.held_keys and self.queries > self.slots)
+
+    @property
+    def mask_like(self) -> int:
+        """Bytes of an element of the masks that eager adds; generate makes its own like weights."""
+        made = self.input_width if self.cache != "static" else None
+        return self.width if made is None else made
 
     @property
     def outer_width(self) -> int:
@@ -181,6 +190,14 @@ def training_context(case: Case) -> Context:
         stack=stack_of(case),
         loaded_width=loaded if norms and not prepared(case) else None,
     )
+
+
+def with_embeddings(ctx: Context, spec: ModelSpec) -> Context:
+    """Return the context of a model whose masks and tables are made like its layers' input."""
+    normed = spec.embedding_norm is not None and spec.embedding_norm.kind.startswith("layer")
+    if ctx.amp is None or not normed or spec.embedding_named:
+        return ctx
+    return replace(ctx, input_width=4)
 
 
 PAGE = 16

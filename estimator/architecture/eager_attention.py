@@ -60,7 +60,7 @@ def eager_attention(
     if spec.softcap:
         scores = capped(tape, scores)
     if not spec.bidirectional and (ctx.queries > 1 or ctx.cached):
-        biased = add_mask(tape, scores, ctx.width)
+        biased = add_mask(tape, scores, ctx.mask_like)
         tape.drop(scores)
         scores = biased
     held: tuple[Tensor, ...] = ()

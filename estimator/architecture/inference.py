@@ -16,6 +16,7 @@ from estimator.architecture.context import (
     Context,
     inference_context,
     layer_context,
+    with_embeddings,
 )
 from estimator.architecture.embeddings import embeddings
 from estimator.architecture.events import Storage
@@ -66,7 +67,7 @@ def play_inference(case: Case, spec: ModelSpec, items: Inventory, run: Run) -> R
     loaded = run.total
     run.phases["load"] = [loaded, loaded]
     run.begin("prefill")
-    ctx = inference_context(case, S, S)
+    ctx = with_embeddings(inference_context(case, S, S), spec)
     kept = _kept_bytes(spec, ctx, S, 0)
     run.change("temporaries", kept)
     if items.table_cast:
@@ -106,7 +107,8 @@ def play_inference(case: Case, spec: ModelSpec, items: Inventory, run: Run) -> R
         before = _cache(spec, case, S + index, widths)
         run.resize_cache(after, before, growth(S + done, S + index))
         kept = _keep(run, kept, _kept_bytes(spec, ctx, S, index + 1))
-        _forward(run, spec, inference_context(case, 1, S + index + 1, S + index))
+        step = inference_context(case, 1, S + index + 1, S + index)
+        _forward(run, spec, with_embeddings(step, spec))
         if ctx.stack.tuple_cache:
             run.change("kv_cache", -before.allocated_bytes, -before.requested_bytes)
         if ctx.stack.full_logits and index == 0:
@@ -356,7 +358,7 @@ def _layer_caches(
     spec: ModelSpec, case: Case, widths: dict[int, tuple[int, ...]], tokens: int
 ) -> list[tuple[int, ...]]:
     """Return the bytes of each tensor of a layer's cache, for each kind of layer."""
-    seen = inference_context(case, 1, tokens + 1, tokens)
+    seen = with_embeddings(inference_context(case, 1, tokens + 1, tokens), spec)
     past = Past.after(case.sequence_length, tokens - case.sequence_length)
     caches = []
     for number, layer in enumerate(distinct_layers(spec)):

@@ -31,7 +31,7 @@ def attention_masks(spec: ModelSpec, ctx: Context) -> Masks:
     if spec.mask_style == "by_head":
         return {w: rows * spec.heads * count * ctx.width for w, count in keys.items()}
     if ctx.attention == "eager":
-        width = 1 if spec.mask_style == "boolean" else ctx.width
+        width = 1 if spec.mask_style == "boolean" else ctx.mask_like
         return {window: rows * count * width for window, count in keys.items()}
     if spec.mask_style in ("always", "each"):
         # generate's is one for all sequences.
@@ -61,7 +61,9 @@ def distance_bytes(spec: ModelSpec, ctx: Context) -> int:
     """
     kind = spec.layers[0].attention.distances
     if kind == "tokens":
-        return ctx.batch * spec.heads * ctx.keys * ctx.width
+        # They are made like what a norm of the embeddings has made fp32 under autocast.
+        width = 4 if ctx.amp and spec.embedding_norm is not None else ctx.width
+        return ctx.batch * spec.heads * ctx.keys * width
     if kind == "positions":
         assert spec.max_positions is not None
         return 4 * spec.heads * spec.max_positions

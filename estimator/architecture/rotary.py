@@ -40,7 +40,7 @@ def table_bytes(spec: ModelSpec, ctx: Context, features: int) -> int:
     style = spec.layers[0].attention.rotary_style
     if style == "complex":
         return 4 * ctx.positions * features
-    width = 4 if style in _FP32_TABLES else ctx.outer_width
+    width = 4 if style in _FP32_TABLES else (ctx.input_width or ctx.outer_width)
     if style == "chunked":
         return ctx.positions * features * width
     own = spec.positions_expanded or spec.tables_by_sequence or ctx.sp_size > 1

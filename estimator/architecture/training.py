@@ -12,7 +12,7 @@ from estimator.allocator import expected_block
 from estimator.architecture import layer as blocks
 from estimator.architecture import older, shared_layers
 from estimator.architecture.autograd import run_backward
-from estimator.architecture.context import Context, training_context
+from estimator.architecture.context import Context, training_context, with_embeddings
 from estimator.architecture.embeddings import embeddings
 from estimator.architecture.events import Storage
 from estimator.architecture.head_loss import head_loss, tied_table
@@ -63,7 +63,7 @@ class LayerPasses:
 
 def play_training(case: Case, spec: ModelSpec, items: Inventory, run: Run) -> Run:
     """Play a training case on a run that has not begun, and return it."""
-    ctx = training_context(case)
+    ctx = with_embeddings(training_context(case), spec)
     trained, width = trainable(case, items)
     optimizer = optimizer_memory(case, trained, width, spec)
     gradients = held(trained[::-1], width)
