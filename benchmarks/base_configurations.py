@@ -187,6 +187,18 @@ BASE_CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "num_attention_heads_per_layer": [48, 64] * 20,
         "mlp_layer_types": ["dense", *["sparse"] * 39],
     },
+    "longcat_flash": {
+        "vocab_size": 131_072,
+        "hidden_size": 6144,
+        "ffn_hidden_size": 12_288,
+        "expert_ffn_hidden_size": 2048,
+        "num_layers": 28,
+        "num_attention_heads": 64,
+        "q_lora_rank": 1536,
+        "n_routed_experts": 512,
+        "zero_expert_num": 256,
+        "moe_topk": 12,
+    },
     "mellum": {
         "vocab_size": 98_304,
         "hidden_size": 2304,

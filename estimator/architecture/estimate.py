@@ -216,6 +216,8 @@ def _refuse(case: Case, spec: ModelSpec) -> None:
         f"stack {case.stack!r} without autocast on a quantized base that was not prepared, whose "
         "fp32 hidden states no head in half precision multiplies": _head_too_narrow(case),
         "DoRA on stacked experts (peft has none)": _dora_experts(case, spec),
+        f"adapters on the experts of {spec.model_type}, which run one after the other (name other "
+        "target_modules)": _looped_experts_adapted(case, spec),
         **{f"activation {name!r}": True for name in _unknown_activations(spec)},
     }
     for what, present in reasons.items():
@@ -250,6 +252,13 @@ def _dora_experts(case: Case, spec: ModelSpec) -> bool:
         return False
     targets = case.lora.target_modules
     return any(mixture.adapted(targets) for mixture in _mixtures(spec))
+
+
+def _looped_experts_adapted(case: Case, spec: ModelSpec) -> bool:
+    if case.lora is None:
+        return False
+    targets = case.lora.target_modules
+    return any(mixture.looped and mixture.adapted(targets) for mixture in _mixtures(spec))
 
 
 def _mixtures(spec: ModelSpec) -> list[Moe]:

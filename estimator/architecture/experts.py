@@ -63,12 +63,12 @@ def _grouped(
     out = _product(tape, hidden, second, pairs * spec.hidden, last_bias)
     tape.drop(hidden)
     out = _masked(tape, out, mask)
-    weighted = _weighted(tape, out, own_scores, ctx)
+    rows = weighted(tape, out, own_scores, ctx)
     back = tape.new(pairs, 8)
     numbers = tape.new(pairs, 8)
     tape.drop(numbers)
-    restored = gather(tape, weighted, weighted.count, back)
-    tape.drop(weighted)
+    restored = gather(tape, rows, rows.count, back)
+    tape.drop(rows)
     result = _summed(tape, restored, x, ctx, spec)
     tape.drop(by_expert, order, filled, own_scores, *counts, mask, first, second, out, back)
     tape.drop(restored, last_bias)
@@ -97,9 +97,9 @@ def _batched(
     tape.drop(bias)
     out = _batched_product(tape, second, hidden, pairs * spec.hidden, ctx)
     tape.drop(hidden)
-    weighted = _weighted(tape, out, scores, ctx)
-    result = _summed(tape, weighted, x, ctx, spec)
-    tape.drop(selected, ids, second, last_bias, out, weighted, *weights)
+    rows = weighted(tape, out, scores, ctx)
+    result = _summed(tape, rows, x, ctx, spec)
+    tape.drop(selected, ids, second, last_bias, out, rows, *weights)
     return result
 
 
@@ -155,7 +155,7 @@ def _masked(tape: Tape, x: Tensor, mask: Tensor) -> Tensor:
     return out
 
 
-def _weighted(tape: Tape, x: Tensor, scores: Tensor, ctx: Context) -> Tensor:
+def weighted(tape: Tape, x: Tensor, scores: Tensor, ctx: Context) -> Tensor:
     """`x * scores`, one number a row: in fp32 where the scores are.
 
     Backward makes both products in full before the engine sums the scores' and casts x's, which it
@@ -176,10 +176,10 @@ def _weighted(tape: Tape, x: Tensor, scores: Tensor, ctx: Context) -> Tensor:
     return out
 
 
-def _summed(tape: Tape, weighted: Tensor, x: Tensor, ctx: Context, spec: Moe) -> Tensor:
+def _summed(tape: Tape, rows: Tensor, x: Tensor, ctx: Context, spec: Moe) -> Tensor:
     """Sum over each token's k rows, and cast to x's dtype."""
-    width = weighted.width if ctx.amp is None else 4
-    total = tape.op(ctx.tokens * spec.hidden, width, (weighted,))
+    width = rows.width if ctx.amp is None else 4
+    total = tape.op(ctx.tokens * spec.hidden, width, (rows,))
     out = cast(tape, total, x.width)
     tape.drop(total)
     return out

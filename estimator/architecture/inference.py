@@ -369,6 +369,7 @@ def _layer_caches(
         sizes: tuple[int, ...] = ()
         if layer.beside is not None and layer.beside.mixer is not None:
             sizes = _states(layer.beside.mixer, case)
+        times = 1 if layer.doubled is None else 2
         for index, features in enumerate(layer.attention.cached_features):
             row = case.batch_size * features
             if case.cache == "quantized":
@@ -376,7 +377,7 @@ def _layer_caches(
                 sizes += tuple(past.sizes(row, scales[index], newest))
             else:
                 width = max(own[:2]) if index < 2 else own[index]
-                sizes += ((now.slots or now.held_keys) * row * width,)
+                sizes += ((now.slots or now.held_keys) * row * width,) * times
         caches.append(sizes)
     return caches
 

@@ -11,7 +11,7 @@ from estimator.architecture.context import Context
 from estimator.architecture.kernels import attend
 from estimator.architecture.norms import norm
 from estimator.architecture.pair_rotary import ROTATIONS
-from estimator.architecture.parts import linear
+from estimator.architecture.parts import linear, scale
 from estimator.architecture.tape import NEW, PASS, Tape, Tensor
 from estimator.architecture.widths import promoted
 from estimator.spec import Attention, Latent
@@ -29,6 +29,10 @@ def attention(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Ten
     raw, shared_key = tape.split(compressed, (ctx.tokens * latent.rank, rope), compressed.size)
     inner = norm(tape, raw, latent.norm, ctx)
     tape.drop(raw)
+    if latent.rescaled:
+        query_pass, query_turned, inner = (
+            _rescaled(tape, part) for part in (query_pass, query_turned, inner)
+        )
     turn = ROTATIONS[latent.rotation]
     query_rotated = turn(tape, query_turned, ctx.outer_width)
     key_rotated = turn(tape, shared_key, ctx.outer_width)
@@ -44,6 +48,12 @@ def attention(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Ten
         # Else they belong to the cache.
         tape.drop(inner, key_rotated)
     return result, probabilities
+
+
+def _rescaled(tape: Tape, x: Tensor) -> Tensor:
+    out = scale(tape, x)
+    tape.drop(x)
+    return out
 
 
 def _queries(tape: Tape, x: Tensor, spec: Attention, latent: Latent, ctx: Context) -> Tensor:

@@ -17,6 +17,7 @@ from estimator.architecture import (
     inlined,
     post_norm,
     shared_layers,
+    shortcut,
     single,
     split,
 )
@@ -55,6 +56,7 @@ LAYERS: dict[str, Callable[[Tape, Tensor, Layer, Context], Tensor]] = {
     "bloom": alibi.bloom_layer,
     "gemma4": gemma4.gemma4_layer,
     "shared": shared_layers.shared_layer,
+    "shortcut": shortcut.shortcut_layer,
     "single": single.single_layer,
     "single_fp32": single.single_layer_fp32,
     "split_parallel": split.parallel_layer,

@@ -239,7 +239,8 @@ def _logits_fp32(tape: Tape, x: Tensor, weight: Tensor, spec: Moe, ctx: Context)
     tape.drop(weight)
     read = product_input(tape, x32, ctx)
     matrix = half_weight(tape, weight32, ctx, viewed=weight32 is not weight)
-    logits = tape.op(ctx.tokens * spec.experts, read.width, (matrix, read), operands(read, matrix))
+    count = weight.count // spec.hidden * ctx.tokens
+    logits = tape.op(count, read.width, (matrix, read), operands(read, matrix))
     tape.drop(x32, weight32, read)
     if matrix is not weight32:
         tape.drop(matrix)
@@ -299,6 +300,29 @@ def _corrected_softmax(
     out = cast(tape, share, x.width)
     tape.drop(share, best)
     return (logits, indices), out
+
+
+def corrected_choice(tape: Tape, x: Tensor, spec: Moe, ctx: Context) -> tuple[Tensor, Tensor]:
+    """LongCat's: softmax scores in fp32 by the weight of a linear, chosen by their sum with a bias.
+
+    Returns:
+        indices, [T, k] int64, and the scores, [T, k].
+    """
+    linear_ = spec.router_linear
+    assert linear_ is not None
+    pairs = ctx.tokens * spec.active
+    weight = parameter(linear_.weight_count, ctx.width, ctx.full)
+    logits = _logits_fp32(tape, x, weight, spec, ctx)
+    scores = fp32_softmax(tape, logits, ctx)
+    corrected = tape.new(scores.count, 4)
+    best, indices = tape.new(pairs, 4), tape.new(pairs, 8)
+    tape.drop(best, corrected)
+    chosen = tape.op(pairs, scores.width, (scores,), (indices,), grads=(scores.size,))
+    scaled = scale(tape, chosen)
+    tape.drop(chosen, scores)
+    out = cast(tape, scaled, logits.width)
+    tape.drop(scaled, logits)
+    return indices, out
 
 
 def _linear_softmax(

@@ -17,11 +17,20 @@ from estimator.spec.mixers import (
     StateSpaceDual,
 )
 from estimator.spec.mlp import Mlp, Moe
-from estimator.spec.model import HeadTransform, Layer, ModelSpec, Shared, TokenInputs, TokenTables
+from estimator.spec.model import (
+    Doubled,
+    HeadTransform,
+    Layer,
+    ModelSpec,
+    Shared,
+    TokenInputs,
+    TokenTables,
+)
 
 __all__ = [
     "Attention",
     "DeltaNet",
+    "Doubled",
     "HandedChoice",
     "HeadScan",
     "HeadTransform",

@@ -28,6 +28,8 @@ class Latent:
     up: Linear
     query_down: Linear | None = None
     query_norm: Norm | None = None
+    rescaled: bool = False
+    """Whether latents, and queries made of theirs, are multiplied by a number (LongCat)."""
     rotation: str = "interleaved"
     """How positions rotate: `interleaved` pairs (DeepSeek-V3), `halves` (Llama), `complex`
     (DeepSeek-V2)."""

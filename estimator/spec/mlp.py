@@ -105,6 +105,10 @@ class Moe:
     latent: tuple[Linear, Linear] | None = None
     """Linears into and out of narrower features that the experts compute in, `hidden` of them
     (Nemotron 3); the router and the shared expert read what stands before."""
+    looped: bool = False
+    """Whether the model's code runs experts one after the other (LongCat)."""
+    zero_experts: int = 0
+    """Experts that hand tokens on as they are; `gate_up` has weights of theirs, all the same."""
     every: bool = False
     """Whether every expert computes every token, which scores then scale (Llama 4)."""
     norms: tuple[Norm, ...] = ()
@@ -149,7 +153,8 @@ class Moe:
         features = self.hidden
         if self.latent is not None and name == "router":
             features = self.latent[0].inputs
-        return self.experts * inner * features
+        count = self.experts + (self.zero_experts if name == "gate_up" else 0)
+        return count * inner * features
 
     def adapted(self, targets: str | tuple[str, ...]) -> tuple[str, ...]:
         """Return which of `router`, `gate_up` and `down` carry adapters for target modules."""

@@ -70,6 +70,18 @@ class Shared:
 
 
 @dataclass(frozen=True, slots=True)
+class Doubled:
+    """What a layer of two attentions has twice beside them: an MLP, and norms before both.
+
+    Source: transformers/models/longcat_flash/modeling_longcat_flash.py.
+    """
+
+    mlp: Mlp
+    input_norm: Norm
+    post_norm: Norm
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
     """A decoder layer: norm, attention, residual, norm, MLP, residual.
 
@@ -97,7 +109,10 @@ class Layer:
     holds_attended_input: bool = False
     residual_scaled: bool = False
     beside: Attention | None = None
-    """A block with a mixer of its own, where a layer has one beside its attention."""
+    """A block with a mixer of its own, where a layer has one beside its attention, or the first of
+    two attentions."""
+    doubled: Doubled | None = None
+    """What a layer of two attentions has twice (LongCat)."""
     shared: Shared | None = None
     idle: tuple[Linear | Norm, ...] = ()
     """Modules that the code never runs (BART's attention to an encoder that is not there): they
@@ -124,7 +139,9 @@ class Layer:
         mlp = () if self.mlp is None else self.mlp.linears
         own = self.token_inputs
         beside = () if own is None else (own.gate, own.out)
-        behind = () if self.shared is None else (self.shared.linear,)
+        behind: tuple[Linear, ...] = () if self.shared is None else (self.shared.linear,)
+        if self.doubled is not None:
+            behind += 2 * self.doubled.mlp.linears
         return (*attention, *self.idle_linears, *mlp, *beside, *behind)
 
     @property
@@ -164,6 +181,8 @@ class Layer:
         if self.token_inputs is not None:
             own += (self.token_inputs.norm,)
         own += () if self.shared is None else (self.shared.norm,)
+        if self.doubled is not None:
+            own += (self.doubled.input_norm, self.doubled.post_norm)
         return (*own, *(norm for norm in around if norm is not None))
 
     @property

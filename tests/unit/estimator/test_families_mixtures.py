@@ -361,3 +361,14 @@ def test_an_indexers_keys_are_cached_beside_the_heads() -> None:
 def test_an_impossible_indexer_is_named(fields: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ModelError, match=sentence):
         spec_of({**LATENT, "model_type": "glm_moe_dsa"}, **fields)
+
+
+def test_adapters_on_experts_in_a_loop_are_refused_with_the_way_out() -> None:
+    fields: dict[str, Any] = {"model": {"model_type": "longcat_flash"}, "task": "training"}
+    with pytest.raises(UnsupportedError, match="name other target_modules"):
+        estimate(Case.from_dict({**fields, "method": "lora"}))
+    own = {"target_modules": ["q_b_proj", "o_proj"]}
+    adapted = estimate(Case.from_dict({**fields, "method": "lora", "lora": own}))
+    # Two attentions a layer.
+    sizes = 2 * 28 * 16 * ((1536 + 64 * 192) + (64 * 128 + 6144))
+    assert adapted.parameters.trainable == sizes
