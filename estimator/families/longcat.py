@@ -21,6 +21,10 @@ def parse(reader: ConfigReader) -> ModelSpec:
     assert latent is not None
     if latent.query_down is None:
         raise reader.error("q_lora_rank", None, "a size")
+    turned = reader.size("head_dim", default=64)
+    if turned != latent.rope_dim:
+        # Tables of positions have this size.
+        raise reader.error("head_dim", turned, f"qk_rope_head_dim, {latent.rope_dim}")
     attention = replace(attention, latent=replace(latent, rescaled=True))
     width = reader.size("ffn_hidden_size", "intermediate_size", default=12288)
     activation = reader.text("hidden_act", "silu")

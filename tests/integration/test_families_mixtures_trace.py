@@ -158,6 +158,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "model_type": "longcat_flash",
         **LATENT,
         "num_layers": 2,
+        "head_dim": 16,
         "ffn_hidden_size": 512,
         "expert_ffn_hidden_size": 64,
         "n_routed_experts": 12,
