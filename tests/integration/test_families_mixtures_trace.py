@@ -163,7 +163,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "expert_ffn_hidden_size": 64,
         "n_routed_experts": 12,
         "zero_expert_num": 6,
-        "moe_topk": 3,
+        "moe_topk": 2,
     },
     "granitemoeshared": {
         "model_type": "granitemoeshared",
