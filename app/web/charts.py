@@ -116,8 +116,7 @@ def heat_map(fits: Fits) -> Markup:
         return Markup("")
 
     def over(row: int, column: int) -> bool:
-        size = chart.peaks[row][column]
-        return room is not None and (size is None or not room.holds(size, None))
+        return not chart.held[row][column]
 
     def cell(row: int, column: int) -> str:
         size = chart.peaks[row][column]

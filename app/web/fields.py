@@ -165,6 +165,14 @@ ADVANCED_FIELDS = (
         False,
         shown=(*_TRAINING, *_LOGITS),
     ),
+    Field(
+        "sp_size",
+        "GPUs that share each sequence",
+        "count",
+        1,
+        info="DeepSpeed-Ulysses: what one of them needs",
+        shown=(*_TRAINING, *_LOGITS, ("attention", ("sdpa", "flash_attention_2"))),
+    ),
     Field("stack", "Older software stack", "search", NONE, (NONE, *STACKS), shown=_LOGITS),
     Field(
         "trainable_percent",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 
 from app.web.form import State, read_case, read_model
 from estimator.case import MAX_COUNT, Case
-from estimator.errors import GpumemError, UnsupportedError
+from estimator.errors import GpumemError
 from estimator.fit import (
     Answer,
     Changes,
@@ -18,6 +18,7 @@ from estimator.fit import (
     estimated_peaks,
     largest_batch,
     longest_sequence,
+    played_peaks,
     positions,
 )
 from estimator.gpus import find_gpu
@@ -26,25 +27,37 @@ from estimator.headroom import Room
 BUDGET_S = 5.0
 """Configurations of thousands of different layers would keep everybody else waiting."""
 
+PLAYED_S = 3.5
+"""The part of it for playing runs on the allocator's model; after that, a rule stands for it."""
+
 _BATCHES = 5
 _LENGTHS_BELOW, _LENGTHS_ABOVE = 2, 3
 
 
 @dataclass(frozen=True, slots=True)
 class HeatMap:
-    """Peak allocated bytes, a row a batch size and a column a length; None: not to be estimated."""
+    """Peak allocated bytes, a row a batch size and a column a length; None: not to be estimated.
+
+    `held` says of each whether the card holds it; no card holds what cannot be estimated.
+    """
 
     batches: tuple[int, ...]
     lengths: tuple[int, ...]
     peaks: tuple[tuple[int | None, ...], ...]
+    held: tuple[tuple[bool, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Fits:
-    """What fits. `changes` is None where the case fits as it is, `room` without a card."""
+    """What fits. `changes` is None where the case fits as it is, `room` without a card.
+
+    `played`: whether runs were played on the allocator's model, as `gpumem fit` does; if not, a
+    share of the allocated peak is kept free in its place.
+    """
 
     case: Case
     room: Room | None
+    played: bool
     fits: bool
     batch: Largest | None
     length: Largest | None
@@ -52,27 +65,40 @@ class Fits:
     heat_map: HeatMap
 
 
+class _OutOfTime(Exception):
+    """A search has taken as long as it may."""
+
+
 def fits(state: State) -> Fits | None:
     """Answer a state, or return None where `answer` has no estimate either."""
+    start = time.monotonic()
     try:
         case = read_case(state, read_model(state))
-        ask = _remembering(estimated_peaks, time.monotonic() + BUDGET_S)
-        peaks = ask(case)
-        if case.gpu is None:
-            return Fits(case, None, False, None, None, None, _heat_map(case, ask))
-        room = Room(find_gpu(case.gpu))
-        holds = room.holds(peaks.allocated_bytes, peaks.reserved_bytes)
-        return Fits(
-            case,
-            room,
-            holds,
-            largest_batch(case, ask, room),
-            longest_sequence(case, ask, room),
-            None if holds else cheapest_changes(case, ask, room),
-            _heat_map(case, ask),
-        )
-    except GpumemError:
-        return None  # `answer` says why
+        try:
+            return _solve(case, played_peaks, start + PLAYED_S)
+        except _OutOfTime:
+            return _solve(case, estimated_peaks, start + BUDGET_S)
+    except (GpumemError, _OutOfTime):
+        return None  # `answer` says why there is no estimate
+
+
+def _solve(case: Case, answer: Answer, deadline: float) -> Fits:
+    ask = _remembering(answer, deadline)
+    peaks = ask(case)
+    if case.gpu is None:
+        return Fits(case, None, False, False, None, None, None, _heat_map(case, ask, None))
+    room = Room(find_gpu(case.gpu))
+    holds = peaks.held_by(room)
+    return Fits(
+        case,
+        room,
+        peaks.runs_within is not None,
+        holds,
+        largest_batch(case, ask, room),
+        longest_sequence(case, ask, room),
+        None if holds else cheapest_changes(case, ask, room),
+        _heat_map(case, ask, room),
+    )
 
 
 def _remembering(answer: Answer, deadline: float) -> Answer:
@@ -80,18 +106,30 @@ def _remembering(answer: Answer, deadline: float) -> Answer:
     known: dict[tuple[object, ...], Peaks] = {}
     names = [field.name for field in fields(Case) if field.name != "model"]
 
+    def in_time() -> None:
+        if time.monotonic() > deadline:
+            raise _OutOfTime
+
     def ask(case: Case) -> Peaks:
         key = tuple(getattr(case, name) for name in names)
         if key not in known:
-            if time.monotonic() > deadline:
-                raise UnsupportedError("this model is too large to search for what fits")
-            known[key] = answer(case)
+            in_time()
+            peaks = answer(case)
+            within = peaks.runs_within
+            known[key] = peaks if within is None else replace(peaks, runs_within=timed(within))
         return known[key]
+
+    def timed(within: Callable[[int], bool]) -> Callable[[int], bool]:
+        def run(capacity_bytes: int) -> bool:
+            in_time()
+            return within(capacity_bytes)
+
+        return run
 
     return ask
 
 
-def _heat_map(case: Case, ask: Answer) -> HeatMap:
+def _heat_map(case: Case, ask: Answer, room: Room | None) -> HeatMap:
     """Estimate around the case, by factors of two in both directions."""
     batches = _axis(case.batch_size, _BATCHES // 2, _BATCHES, MAX_COUNT)
     known = positions(case)
@@ -99,7 +137,19 @@ def _heat_map(case: Case, ask: Answer) -> HeatMap:
     count = _LENGTHS_BELOW + 1 + _LENGTHS_ABOVE
     lengths = _axis(case.sequence_length, _LENGTHS_BELOW, count, max(most, case.sequence_length))
     point = _point(case, ask)
-    return HeatMap(batches, lengths, tuple(tuple(point(b, s) for s in lengths) for b in batches))
+    points = [[point(batch, length) for length in lengths] for batch in batches]
+    return HeatMap(
+        batches,
+        lengths,
+        tuple(
+            tuple(None if peaks is None else peaks.allocated_bytes for peaks in row)
+            for row in points
+        ),
+        tuple(
+            tuple(room is None or (peaks is not None and peaks.held_by(room)) for peaks in row)
+            for row in points
+        ),
+    )
 
 
 def _axis(value: int, below: int, count: int, most: int) -> tuple[int, ...]:
@@ -113,10 +163,10 @@ def _axis(value: int, below: int, count: int, most: int) -> tuple[int, ...]:
     return tuple(values)
 
 
-def _point(case: Case, ask: Answer) -> Callable[[int, int], int | None]:
-    def point(batch: int, length: int) -> int | None:
+def _point(case: Case, ask: Answer) -> Callable[[int, int], Peaks | None]:
+    def point(batch: int, length: int) -> Peaks | None:
         try:
-            return ask(replace(case, batch_size=batch, sequence_length=length)).allocated_bytes
+            return ask(replace(case, batch_size=batch, sequence_length=length))
         except GpumemError:
             return None
 

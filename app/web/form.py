@@ -137,7 +137,9 @@ def read_case(state: State, model: ModelChoice) -> Case:
         value = state[field.name]
         if field.kind in ("choice", "search") and value in (NONE, ""):
             value = None
-        if field.name in _LORA:
+        if field.name == "sp_size":
+            data["parallelism"] = {"sp_size": value}
+        elif field.name in _LORA:
             lora[_LORA[field.name]] = value
         else:
             data[field.name] = value

@@ -12,7 +12,7 @@ from app.web.fits import fits
 from app.web.form import clean_state
 from app.web.numbers import preset_numbers
 from estimator import Case, estimate
-from estimator.fit import estimated_peaks, largest_batch, longest_sequence
+from estimator.fit import largest_batch, longest_sequence, played_peaks
 from estimator.gpus import find_gpu, gpus
 from estimator.headroom import Room
 from estimator.units import GIB
@@ -90,8 +90,8 @@ def test_what_fits_is_the_librarys() -> None:
     assert found is not None
     assert found.fits
     assert found.changes is None
-    assert found.batch == largest_batch(Case.from_dict(case), estimated_peaks, room)
-    assert found.length == longest_sequence(Case.from_dict(case), estimated_peaks, room)
+    assert found.batch == largest_batch(Case.from_dict(case), played_peaks, room)
+    assert found.length == longest_sequence(Case.from_dict(case), played_peaks, room)
 
 
 def test_what_does_not_fit_has_changes() -> None:

@@ -25,6 +25,7 @@ VALUES: dict[str, Any] = {
     "stack": st.sampled_from(["none", "transformers-4.48"]),
     "lora_target_modules": st.sampled_from(["all-linear", "q_proj,v_proj"]),
     "lora_dropout": st.sampled_from([0, 0.05, 0.5]),
+    "sp_size": st.sampled_from([1, 2, 4]),
     "parameters_billions": st.sampled_from([8, 7.25, 70]),
 }
 
@@ -47,6 +48,9 @@ states = st.fixed_dictionaries({field.name: value_of(field) for field in FIELDS}
 def case_of(state: State) -> Case | None:
     if state["task"] == "training" and state["method"] == "full":
         state["quantization"] = "none"
+    selective = state["gradient_checkpointing"] and state["recompute_granularity"] == "selective"
+    if selective or state["stack"] != "none" or state["sequence_length"] % 4:
+        state["sp_size"] = 1  # no sequence is shared then
     return read_case(state, read_model(state))
 
 
