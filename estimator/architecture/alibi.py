@@ -13,7 +13,7 @@ from estimator.architecture.context import Context
 from estimator.architecture.eager_attention import add_mask, laid_out, operand, softmax
 from estimator.architecture.moe import feed_forward
 from estimator.architecture.norms import norm
-from estimator.architecture.parts import add, cast, dropout, linear, operands, scale
+from estimator.architecture.parts import add, cast, dropout, linear, operands, product_input, scale
 from estimator.architecture.tape import NEW, PASS, Tape, Tensor
 from estimator.spec import Attention, Layer
 
@@ -51,7 +51,6 @@ def _bloom_attention(
         key, value = grow_cache(tape, key, value, spec, ctx, consumes=True)
     copied = ctx.batch > 1 and ctx.queries > 1
     q_mat = laid_out(tape, query, query.count) if copied else tape.alias(query)
-    # Biases, queries and keys are of one type where autocast casts them.
     k_mat, v_mat = (
         laid_out(tape, part, part.count) if copied and not ctx.cached else tape.alias(part)
         for part in (key, value)
@@ -59,19 +58,24 @@ def _bloom_attention(
     tape.drop(query)
     if not ctx.stores_all:
         tape.drop(key, value)
-    saves = operands(q_mat, k_mat)
     scores_count = ctx.batch * spec.heads * ctx.queries * ctx.keys
     # Each gradient is multiplied by the scale: there is one more of its size for a moment.
     biases = None
     if ctx.amp is not None:
-        biases = tape.new(ctx.batch * spec.heads * ctx.keys, q_mat.width)
-    scores = tape.op(scores_count, q_mat.width, (k_mat, q_mat), saves, temporaries=(k_mat.size,))
-    tape.drop(biases)
+        biases = tape.new(ctx.batch * spec.heads * ctx.keys, ctx.amp_width)
+    q_read, k_read = product_input(tape, q_mat, ctx), product_input(tape, k_mat, ctx)
+    saves = operands(q_read, k_read)
+    scores = tape.op(
+        scores_count, q_read.width, (k_read, q_read), saves, temporaries=(k_read.size,)
+    )
+    tape.drop(biases, q_read, k_read)
     masked = add_mask(tape, scores, ctx.width)
     probabilities = softmax(tape, masked, spec, ctx, q_mat.width)
     weights = dropout(tape, probabilities, spec.dropout, ctx)
     tape.drop(probabilities)
-    product = tape.op(q_mat.count, q_mat.width, (weights, v_mat), operands(weights, v_mat))
+    w_read, v_read = product_input(tape, weights, ctx), product_input(tape, v_mat, ctx)
+    product = tape.op(q_mat.count, w_read.width, (w_read, v_read), operands(w_read, v_read))
+    tape.drop(w_read, v_read)
     tape.probabilities_width = weights.width
     merged = _merged(tape, product, ctx)
     result = _added(tape, linear(tape, merged, spec.output, ctx), residual, layer, ctx)

@@ -31,16 +31,18 @@ def attention(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Ten
         for part in (query, key, value)
     )
     count = ctx.batch * spec.heads * ctx.queries * ctx.keys
-    raw = tape.op(count, q_mat.width, (q_mat, k_mat), operands(q_mat, k_mat))
+    q_read, k_read = product_input(tape, q_mat, ctx), product_input(tape, k_mat, ctx)
+    raw = tape.op(count, q_read.width, (q_read, k_read), operands(q_read, k_read))
+    tape.drop(q_read, k_read)
     masked = add_mask(tape, raw, ctx.width)
     tape.drop(raw)
     bounded = _maximum(tape, masked)
     tape.drop(masked)
     probabilities = _softmax(tape, bounded, ctx)
     weights = dropout(tape, probabilities, spec.dropout, ctx)
-    read = product_input(tape, weights, ctx)
-    product = tape.op(query.count, v_mat.width, (read, v_mat), operands(read, v_mat))
-    tape.drop(read)
+    read, v_read = product_input(tape, weights, ctx), product_input(tape, v_mat, ctx)
+    product = tape.op(query.count, v_read.width, (read, v_read), operands(read, v_read))
+    tape.drop(read, v_read)
     merged = product
     if ctx.queries > 1:
         merged = tape.op(product.count, product.width, (product,), grads=(PASS,))
