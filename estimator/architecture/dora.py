@@ -21,7 +21,7 @@ from estimator.architecture.parts import (
     scale,
 )
 from estimator.architecture.quantized import BLOCK_4BIT
-from estimator.architecture.tape import PASS, Tape, Tensor
+from estimator.architecture.tape import NEW, PASS, Tape, Tensor
 from estimator.architecture.widths import promoted
 from estimator.spec import Linear
 from estimator.units import ceil_div
@@ -112,7 +112,11 @@ def _base_result(
         tape.drop(read, matrix)
         return out
     if spec.bias:
-        return tape.op(result.count, result.width, (result,), grads=(PASS,))
+        # A 4-bit linear casts its bias to what it computes in, an 8-bit one to its input's type.
+        given = {None: ctx.width, "int8": result.width}.get(ctx.quantization, ctx.compute_width)
+        width = promoted(result.width, given)
+        kind = PASS if width == result.width else NEW
+        return tape.op(result.count, width, (result,), grads=(kind,))
     return tape.alias(result)
 
 
@@ -132,7 +136,7 @@ def _scaled_parts(tape: Tape, factor: Tensor, base: Tensor, learned: Tensor) -> 
 def _rows_multiplied(tape: Tape, factor: Tensor, x: Tensor) -> Tensor:
     """`factor * x`: the gradients of both are as large as the product before they are reduced."""
     width = promoted(factor.width, x.width)
-    wide = tape.view(x, x.count, x.size if x.width < width else PASS)
+    wide = tape.view(x, x.count, x.size if x.width != width else PASS)
     repeated = tape.view(factor, x.count, factor.size)
     wide.width = repeated.width = width
     out = multiply(tape, repeated, wide)

@@ -66,9 +66,8 @@ def _linear_4bit(tape: Tape, x: Tensor, spec: Linear, ctx: Context, strided: boo
         scratch=whole if rows > KERNEL_ROWS else (),
         temporaries=whole,
     )
-    tape.drop(computed)
     result = cast(tape, out, x.width)
-    tape.drop(out)
+    tape.drop(out, computed)
     return result
 
 
