@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from estimator.architecture.context import Context
 from estimator.architecture.norms import norm
-from estimator.architecture.parts import activation, linear, low_rank_sum, multiply, operands
+from estimator.architecture.parts import activation, linear, low_rank_sum, multiply
 from estimator.architecture.tape import Tape, Tensor
 from estimator.architecture.xielu import xielu
 from estimator.spec import Mlp
@@ -29,8 +29,7 @@ def mlp(tape: Tape, x: Tensor, spec: Mlp, ctx: Context, viewed: bool = True) -> 
         activated = activation(tape, gate, spec.activation, ctx)
         tape.drop(gate)
         up = linear(tape, x, spec.up, ctx, viewed)
-        saves = operands(activated, up)
-        hidden = tape.op(activated.count, activated.width, (activated, up), saves)
+        hidden = multiply(tape, up, activated)
         tape.drop(activated, up)
     if spec.inner_norm is not None:
         product, hidden = hidden, norm(tape, hidden, spec.inner_norm, ctx)
