@@ -63,7 +63,7 @@ CASE_FLAGS = (
     CaseFlag("batch_size", "sequences a step", "int", ("-b", "--batch-size")),
     CaseFlag("sequence_length", "tokens a sequence", "int", ("-s", "--sequence-length")),
     CaseFlag("max_new_tokens", "tokens to generate (inference)", "int"),
-    CaseFlag("method", f"training: {show_choices(METHODS)}"),
+    CaseFlag("method", f"{show_choices(METHODS)}; lora: with adapters"),
     CaseFlag("lora.r", "rank of the adapters", "int", ("--lora-r",)),
     CaseFlag("lora.lora_alpha", "their scale", "int", ("--lora-alpha",)),
     CaseFlag("lora.lora_dropout", "their dropout", "float", ("--lora-dropout",)),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from benchmarks.error_summary import ErrorSummary, summarize
-from benchmarks.judged import Judged, case_keys, judge_report
+from benchmarks.judged import Judged, case_keys, judge_counters, judge_report
 from benchmarks.sides import Side, SideCase
 from benchmarks.store import Problem
 from estimator import estimate
@@ -129,12 +129,18 @@ class Comparison:
         )
 
 
-def all_judged(comparison: Comparison) -> Iterator[Judged]:
-    """Yield every figure of a comparison that can be judged, with what it is grouped by."""
+def all_judged(comparison: Comparison, counters: bool = False) -> Iterator[Judged]:
+    """Yield every figure of a comparison that can be judged, with what it is grouped by.
+
+    Args:
+        counters: whether reserved and device bytes are judged, beside allocated ones.
+    """
     for row in comparison.rows:
         keys = {**case_keys(row.reference.case), **row.keys}
         for name, report in row.compared.items():
             yield from judge_report(name, row.label, report, row.reference, keys)
+            if counters:
+                yield from judge_counters(name, row.label, report, row.reference, keys)
     yield from comparison.further
 
 

@@ -125,6 +125,26 @@ def judge_report(
             yield Judged(name, label, sizes[0], sizes[1], part_keys, whole)
 
 
+def judge_counters(
+    name: str,
+    label: str,
+    predicted: MemoryReport,
+    reference: MemoryReport,
+    keys: Mapping[str, str],
+) -> Iterator[Judged]:
+    """Yield the peaks of the counters beside allocated bytes that both sides know.
+
+    An estimate's reserved bytes have it played on the allocator's model, which takes a while.
+    """
+    for counter in ("reserved", "device"):
+        theirs: int | None = getattr(reference.peak, f"{counter}_bytes")
+        if theirs is None:
+            continue
+        ours: int | None = getattr(predicted.peak, f"{counter}_bytes")
+        if ours is not None:
+            yield Judged(name, label, ours, theirs, {**keys, "counter": counter, "phase": "peak"})
+
+
 def group(judged: Iterable[Judged], by: Sequence[str]) -> tuple[Group, ...]:
     """Summarize by the values of `by`, a group of each predictor apart.
 

@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks import group_tables
 from benchmarks.compare import WORDS, Comparison, Row, all_judged
 from benchmarks.group_tables import share, short_share, summary_json
-from benchmarks.judged import group
+from benchmarks.judged import Group, group
 from benchmarks.thresholds import Offender
 from estimator.report import SCHEMA_VERSION, MemoryReport
 from estimator.units import GB, GIB, format_both, format_error
@@ -45,7 +45,7 @@ def text_lines(
         by: keys of `judged.KEYS`: a table of errors by them stands in place of that of the cases.
     """
     if by:
-        yield from group_tables.text_lines(group(all_judged(comparison), by), by)
+        yield from group_tables.text_lines(_groups(comparison, by), by)
     else:
         yield from _case_lines(comparison)
     if comparison.summaries:
@@ -56,6 +56,10 @@ def text_lines(
         yield heading
         for line in lines:
             yield from _wrapped(line, "  ")
+
+
+def _groups(comparison: Comparison, by: Sequence[str]) -> tuple[Group, ...]:
+    return group(all_judged(comparison, counters="counter" in by), by)
 
 
 def _case_lines(comparison: Comparison) -> Iterator[str]:
@@ -145,7 +149,7 @@ def markdown_lines(
 ) -> Iterator[str]:
     """Yield the comparison as Markdown: one table of cases (or of groups), one of errors."""
     if by:
-        yield from group_tables.markdown_lines(group(all_judged(comparison), by), by)
+        yield from group_tables.markdown_lines(_groups(comparison, by), by)
     else:
         yield from _markdown_cases(comparison)
     yield ""
@@ -198,7 +202,7 @@ def to_json(
         "new": comparison.new,
         "cases": [_row_json(row) for row in comparison.rows],
         "summary": [summary_json(summary) for summary in comparison.summaries],
-        "groups": group_tables.to_json(group(all_judged(comparison), by), by) if by else [],
+        "groups": group_tables.to_json(_groups(comparison, by), by) if by else [],
         "ran_out": [
             {
                 "label": run.label,

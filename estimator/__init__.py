@@ -1,14 +1,15 @@
 """What an LLM run should need of GPU memory: pure arithmetic, no torch, no network.
 
->>> from estimator import Case, estimate
->>> report = estimate(Case.from_dict({"model": "Llama-3.2-1B", "task": "training"}))
+>>> from estimator import estimate
+>>> report = estimate({"model": "Llama-3.2-1B", "task": "training"})
 >>> report.peak.phase
 'backward'
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from estimator.case import Case
 from estimator.errors import CaseError, GpumemError
@@ -22,9 +23,13 @@ FORMULAS = ("architecture", "article")
 
 
 def estimate(
-    case: Case, formulas: str = "architecture", calibration: Calibration | None = None
+    case: Case | Mapping[str, Any],
+    formulas: str = "architecture",
+    calibration: Calibration | None = None,
 ) -> MemoryReport:
     """Return what a run should need, by our formulas or by the seed article's.
+
+    A mapping is read as `Case.from_dict` does.
 
     A calibration (`estimator.coefficients`) adds an interval, reserved and device bytes to ours,
     and replaces the article's constants; without one there are none but the formulas' own.
@@ -32,6 +37,8 @@ def estimate(
     Raises:
         GpumemError: the model or the case cannot be estimated; the message says why.
     """
+    if not isinstance(case, Case):
+        case = Case.from_dict(case)
     if formulas == "architecture":
         from estimator.architecture import estimate_architecture
 

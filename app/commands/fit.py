@@ -81,6 +81,11 @@ def _solver(source: str, surface: Path | None, reserve_bytes: int) -> Callable[[
         if case.gpu is None:
             raise CaseError("fit needs a card: give --gpu (`gpumem gpus` lists them)", "gpu")
         room = Room(find_gpu(case.gpu), reserve_bytes)
+        if room.room_bytes <= 0:
+            raise CaseError(
+                f"--reserve-gib leaves nothing of {room.gpu.name}, which has "
+                f"{room.gpu.memory_bytes / GIB:.2f} GiB"
+            )
         if source == "architecture":
             return Fitting.estimated(case, room)
         check_model(case)

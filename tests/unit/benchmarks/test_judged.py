@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from benchmarks.compare import Comparison, Row, all_judged
 from benchmarks.error_summary import margin
 from benchmarks.group_tables import to_json as groups_json
-from benchmarks.judged import KEYS, Judged, case_keys, group, judge_report
+from benchmarks.judged import KEYS, Judged, case_keys, group, judge_counters, judge_report
 from benchmarks.tables import markdown_lines, text_lines, to_json
+from estimator import Case, estimate
 from estimator.report import Components, MemoryReport, Phase
 
 
@@ -147,3 +148,14 @@ def test_a_margin_that_nothing_gives_is_null_in_json() -> None:
     (told,) = groups_json(group([nothing], ("family",)), ("family",))
     assert told["margin_95"] is None
     json.dumps(told, allow_nan=False)
+
+
+def test_reserved_bytes_are_judged_where_counters_are_asked_for() -> None:
+    case = Case.from_dict({"model": "gpt2", "task": "training"})
+    predicted = estimate(case)
+    known = predicted.peak.reserved_bytes
+    assert known is not None
+    reference = replace(predicted, peak=replace(predicted.peak, reserved_bytes=2 * known))
+    (reserved,) = judge_counters("architecture", "one", predicted, reference, {})
+    assert reserved.keys == {"counter": "reserved", "phase": "peak"}
+    assert reserved.error == -0.5

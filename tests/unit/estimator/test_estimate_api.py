@@ -54,6 +54,13 @@ def test_the_article_is_another_source() -> None:
     assert estimate(case, formulas="article").source == "article"
 
 
+def test_a_case_may_be_a_mapping() -> None:
+    fields = {"model": "gpt2", "task": "training"}
+    assert estimate(fields) == estimate(Case.from_dict(fields))
+    with pytest.raises(CaseError, match="unknown case field 'bath_size'"):
+        estimate({"model": "gpt2", "bath_size": 2})
+
+
 def test_unknown_formulas_are_refused() -> None:
     with pytest.raises(CaseError, match="formulas is 'magic', but must be architecture or article"):
         estimate(Case.from_dict({"model": "gpt2"}), formulas="magic")
