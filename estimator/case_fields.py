@@ -100,12 +100,34 @@ def read_field(name: str, value: Any) -> Any:
     choices = _CHOICES.get(name)
     if choices is not None:
         if not (value is None or isinstance(value, str)) or value not in choices:
-            hint = did_you_mean(value, [c for c in choices if c]) if isinstance(value, str) else ""
+            hint = _hint(value, choices) if isinstance(value, str) else ""
             raise CaseError(
                 f"{name} is {show_value(value)}, but must be {show_choices(choices)}{hint}", name
             )
         return value
     return _READERS[name](name, value)
+
+
+_ALSO_CALLED = {
+    "4bit": "nf4",
+    "8bit": "int8",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "fp32": "float32",
+    "qlora": "lora",
+    "flash": "flash_attention_2",
+    "adamw": "adamw_torch_fused",
+    "finetune": "training",
+}
+"""What people call values that do not look like it, without hyphens and underscores."""
+
+
+def _hint(value: str, choices: tuple[str | None, ...]) -> str:
+    meant = _ALSO_CALLED.get(value.lower().replace("-", "").replace("_", ""))
+    if meant not in choices:
+        return did_you_mean(value, [choice for choice in choices if choice])
+    more = " with quantization nf4" if value.lower() == "qlora" else ""
+    return f"; did you mean {meant}{more}?"
 
 
 def _read_bool(name: str, value: Any) -> bool:

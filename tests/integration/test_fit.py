@@ -94,6 +94,7 @@ def test_wrong_usage_is_one_sentence() -> None:
     assert "give --gpu" in refused(2, "gpt2")
     assert "--reserve-gib is 'much'" in refused(2, "gpt2", "--gpu", "L4", "--reserve-gib", "much")
     assert "--reserve-gib is '-1'" in refused(2, "gpt2", "--gpu", "L4", "--reserve-gib", "-1")
+    assert "leaves nothing of L4" in refused(2, "gpt2", "--gpu", "L4", "--reserve-gib", "100")
     assert "nan" in refused(2, "gpt2", "--gpu", "L4", "--reserve-gib", "nan")
     assert "--source trace" in refused(2, "gpt2", "--gpu", "L4", "--surface", "x.json")
 

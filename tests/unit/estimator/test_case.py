@@ -231,3 +231,20 @@ def test_anything_gives_a_case_or_one_sentence(data: Any) -> None:
         assert Case.from_dict(case.to_dict()) == case
     assert sentence
     assert "\n" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "hint"),
+    [
+        ("quantization", "4bit", "did you mean nf4?"),
+        ("quantization", "8-bit", "did you mean int8?"),
+        ("dtype", "bf16", "did you mean bfloat16?"),
+        ("method", "qlora", "did you mean lora with quantization nf4?"),
+        ("attention", "flash", "did you mean flash_attention_2?"),
+        ("optimizer", "adamw", "did you mean adamw_torch_fused?"),
+    ],
+)
+def test_what_people_call_a_value_names_ours(field: str, value: str, hint: str) -> None:
+    with pytest.raises(CaseError) as error:
+        Case.from_dict({"model": "gpt2", field: value})
+    assert str(error.value).endswith(hint)
