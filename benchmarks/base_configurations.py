@@ -1,11 +1,11 @@
 """Configurations of model types with formulas of which the catalogue has no model.
 
 Each is the default configuration of transformers 5.17, written down as far as it decides memory, so
-that the same seed draws the same cases whatever is installed. PLBart has twice its layers, to be
-above 0.1 B parameters; every other layer of Laguna slides, and has more heads. GPT-SW3 is its
-published 1.3B model in round numbers; every other layer of Gemma 4 slides, and the last half read
-earlier ones' keys and values, as in its small models; Ministral lacks `head_dim` by default, and
-cannot be built without.
+that the same seed draws the same cases whatever is installed. PLBart has twice its layers, ELECTRA
+four times and Blenderbot Small twice its width, to be above 0.1 B parameters; every other layer of
+Laguna slides, and has more heads. GPT-SW3 is its published 1.3B model in round numbers; every other
+layer of Gemma 4 slides, and the last half read earlier ones' keys and values, as in its small
+models; Ministral lacks `head_dim` by default, and cannot be built without.
 """
 
 from __future__ import annotations
@@ -77,6 +77,14 @@ BASE_CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "decoder_attention_heads": 32,
         "max_position_embeddings": 128,
     },
+    "blenderbot-small": {
+        "vocab_size": 50_265,
+        "d_model": 1024,
+        "decoder_layers": 8,
+        "decoder_ffn_dim": 4096,
+        "decoder_attention_heads": 16,
+        "max_position_embeddings": 512,
+    },
     "camembert": {**_BERT, "is_decoder": True},
     "cohere2_moe": {
         "vocab_size": 256_000,
@@ -92,6 +100,14 @@ BASE_CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "layer_types": [*["sliding_attention"] * 3, "full_attention"] * 10,
     },
     "data2vec-text": {**_BERT, "is_decoder": True},
+    "electra": {
+        **_BERT,
+        "hidden_size": 1024,
+        "embedding_size": 128,
+        "intermediate_size": 4096,
+        "num_attention_heads": 16,
+        "is_decoder": True,
+    },
     "ernie": {**_BERT, "is_decoder": True},
     "falcon_h1": {
         "vocab_size": 128_000,
@@ -199,6 +215,22 @@ BASE_CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "zero_expert_num": 256,
         "moe_topk": 12,
     },
+    "marian": {
+        "vocab_size": 58_101,
+        "d_model": 1024,
+        "decoder_layers": 12,
+        "decoder_ffn_dim": 4096,
+        "decoder_attention_heads": 16,
+        "max_position_embeddings": 1024,
+    },
+    "megatron-bert": {
+        **_BERT,
+        "vocab_size": 29_056,
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+    },
     "mellum": {
         "vocab_size": 98_304,
         "hidden_size": 2304,
@@ -241,6 +273,14 @@ BASE_CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "decoder_attention_heads": 16,
         "max_position_embeddings": 1024,
     },
+    "pegasus": {
+        "vocab_size": 50_265,
+        "d_model": 1024,
+        "decoder_layers": 12,
+        "decoder_ffn_dim": 4096,
+        "decoder_attention_heads": 16,
+        "max_position_embeddings": 1024,
+    },
     "plbart": {
         "vocab_size": 50_005,
         "d_model": 768,
@@ -248,6 +288,16 @@ BASE_CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "decoder_ffn_dim": 3072,
         "decoder_attention_heads": 12,
         "max_position_embeddings": 1024,
+    },
+    "rembert": {
+        **_BERT,
+        "vocab_size": 250_300,
+        "hidden_size": 1152,
+        "input_embedding_size": 256,
+        "output_embedding_size": 1664,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 18,
+        "intermediate_size": 4608,
     },
     "roberta": {**_BERT, "vocab_size": 50_265, "is_decoder": True},
     "roberta-prelayernorm": {**_BERT, "vocab_size": 50_265, "is_decoder": True},

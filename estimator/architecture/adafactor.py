@@ -20,7 +20,7 @@ Sides = Mapping[int, tuple[int, int]]
 def base_sides(spec: ModelSpec) -> Sides:
     """Return the sides of a model's matrices; tensors of other sizes are vectors."""
     sides = {spec.head.weight_count: (spec.vocab_size, spec.embedding_size)}
-    sides[spec.position_rows * spec.hidden_size] = (spec.position_rows, spec.hidden_size)
+    sides[spec.position_rows * spec.summed_size] = (spec.position_rows, spec.summed_size)
     if spec.token_tables is not None:
         rows, features = spec.token_tables.rows, spec.token_tables.features
         sides[rows * features] = (rows, features)

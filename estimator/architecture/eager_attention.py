@@ -71,7 +71,10 @@ def eager_attention(
             probabilities, held = softmax_with_sinks(tape, scores, spec, ctx)
         else:
             probabilities = softmax(tape, scores, spec, ctx, query.width)
-        tape.drop(scores)
+        if spec.eager == "plain_named":
+            held = (scores,)
+        else:
+            tape.drop(scores)
     if spec.eager == "plain_cast":
         wide, probabilities = probabilities, cast(tape, probabilities, value.width)
         tape.drop(wide)

@@ -34,25 +34,36 @@ def embeddings(tape: Tape, spec: ModelSpec, ctx: Context) -> tuple[Tensor, tuple
     out = _with_input_grads(out, ctx)
     if spec.token_tables is not None:
         tape.outside[TOKEN_INPUTS] = _token_inputs(tape, out, spec.token_tables, ctx)
-    if spec.project_in is not None:
+    if spec.project_in is not None and not spec.project_in_last:
         narrow, out = out, linear(tape, out, spec.project_in, ctx)
         _keep_leaf(tape, narrow, ctx)
         tape.drop(narrow)
     if spec.position_rows and not spec.embedding_named:
-        return _normed_sum(tape, out, spec, ctx), ()
+        hidden = _normed_sum(tape, out, spec, ctx)
+        if spec.project_in is not None and spec.project_in_last:
+            narrow, hidden = hidden, linear(tape, hidden, spec.project_in, ctx)
+            if spec.embedding_apart:
+                return hidden, (narrow,)
+            tape.drop(narrow)
+        return hidden, ()
     if spec.position_rows:
-        rows = parameter(spec.position_rows * spec.hidden_size, ctx.width, ctx.full)
+        trains = ctx.full and not spec.positions_frozen
+        rows = parameter(spec.position_rows * spec.summed_size, ctx.width, trains)
         own = spec.positions_counted and ctx.training
         counted = ctx.positions if spec.position_ids else ctx.queries
         positions = _positions(tape, rows, ctx.tokens if own else counted, spec, ctx)
         part = PASS if own else positions.size
+        if spec.embedding_norm_first:
+            before, out = out, norm(tape, out, spec.embedding_norm, ctx)
+            _keep_leaf(tape, before, ctx)
+            tape.drop(before)
         summed = tape.op(count, ctx.width, (out, positions), grads=(PASS, part))
-        if spec.embedding_norm is not None:
+        if spec.embedding_norm is not None and not spec.embedding_norm_first:
             before, summed = summed, norm(tape, summed, spec.embedding_norm, ctx)
             tape.drop(before)
         hidden = dropout(tape, summed, spec.embedding_dropout, ctx)
         tape.drop(summed)
-        if spec.project_in is None:
+        if spec.project_in is None and not spec.embedding_norm_first:
             _keep_leaf(tape, out, ctx)
         return hidden, (out, positions)
     if spec.fixed_positions:
@@ -116,16 +127,20 @@ def _normed_sum(tape: Tape, out: Tensor, spec: ModelSpec, ctx: Context) -> Tenso
     parts = [out]
     total = tape.alias(out)
     if spec.token_types:
-        table = parameter(spec.token_types * spec.hidden_size, ctx.width, ctx.full)
+        table = parameter(spec.token_types * spec.summed_size, ctx.width, ctx.full)
         types = tape.op(out.count, ctx.width, (table,), temporaries=_sort(ctx.tokens))
         parts.append(types)
         before, total = total, tape.op(out.count, out.width, (total, types), grads=(PASS, PASS))
         tape.drop(before)
-    rows = parameter(spec.position_rows * spec.hidden_size, ctx.width, ctx.full)
+    rows = parameter(spec.position_rows * spec.summed_size, ctx.width, ctx.full)
     own = spec.positions_counted and ctx.training
     positions = _positions(tape, rows, ctx.tokens if own else ctx.positions, spec, ctx)
     part = PASS if own else positions.size
-    before, total = total, tape.op(out.count, out.width, (total, positions), grads=(PASS, part))
+    into = total if spec.sum_in_place else None
+    before, total = (
+        total,
+        tape.op(out.count, out.width, (total, positions), grads=(PASS, part), into=into),
+    )
     tape.drop(before)
     normed = norm(tape, total, spec.embedding_norm, ctx)
     tape.drop(total)
@@ -173,7 +188,7 @@ def _positions(tape: Tape, rows: Tensor, count: int, spec: ModelSpec, ctx: Conte
     """Look `count` positions up, which OPT counts from 2: the indices are saved."""
     indices = (8 * count,) if spec.position_offset else ()
     return tape.op(
-        count * spec.hidden_size, ctx.width, (rows,), temporaries=_sort(count), aux=indices
+        count * spec.summed_size, ctx.width, (rows,), temporaries=_sort(count), aux=indices
     )
 
 

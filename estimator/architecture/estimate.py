@@ -61,7 +61,7 @@ def estimate_architecture(case: Case, history: bool = True) -> MemoryReport:
     components = Components.from_names(found.sizes)
     label = found.instant.label
     total = items.base_count + items.adapter_count
-    trains = items.adapter_count if case.lora else sum(items.base)
+    trains = items.adapter_count if case.lora else sum(items.base) - spec.fixed_count
     return MemoryReport(
         source="architecture",
         case=asked,

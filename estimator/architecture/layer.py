@@ -48,6 +48,7 @@ LAYERS: dict[str, Callable[[Tape, Tensor, Layer, Context], Tensor]] = {
     "inlined_nested": inlined.nested_layer,
     "inlined_post_norm": inlined.post_norm_layer,
     "norm_first": post_norm.norm_first_layer,
+    "norm_first_named": post_norm.norm_first_named_layer,
     "norm_first_undropped": post_norm.norm_first_undropped_layer,
     "post_norm": post_norm.post_norm_layer,
     "falcon": falcon.falcon_layer,
@@ -162,7 +163,10 @@ def logits(tape: Tape, x: Tensor, spec: ModelSpec, ctx: Context, rows: int) -> T
         wanted = tape.view(x, rows * spec.hidden_size)
         tape.drop(x)
     read = product_input(tape, wanted, ctx)
-    tape.drop(wanted)
+    # A head with a transform names what the transform made.
+    named = None if spec.head_transform is None else wanted
+    if named is None:
+        tape.drop(wanted)
     table = parameter(spec.head.weight_count, ctx.outer_width, ctx.full)
     weight = half_weight(tape, table, ctx)
     inputs: tuple[Tensor, ...] = (weight, read)
@@ -171,7 +175,7 @@ def logits(tape: Tape, x: Tensor, spec: ModelSpec, ctx: Context, rows: int) -> T
     count = rows * spec.vocab_size
     saves = operands(read, weight)
     out = tape.op(count, read.width, inputs, saves, viewed=True, component="logits")
-    tape.drop(weight, read)
+    tape.drop(weight, read, named)
     if spec.logits_fp32:
         narrow, out = out, as_logits(cast(tape, out, 4))
         tape.drop(narrow)

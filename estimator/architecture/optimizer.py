@@ -133,7 +133,11 @@ def _bitsandbytes_sizes(case: Case, tensors: tuple[int, ...], spec: ModelSpec) -
     Source: bitsandbytes/optim/optimizer.py (`init_state`, `get_state_buffer`).
     """
     name = case.optimizer
-    embeddings = 0 if case.lora else 1 + bool(spec.position_rows) + bool(spec.token_tables)
+    embeddings = (
+        0
+        if case.lora
+        else 1 + (bool(spec.position_rows) and not spec.positions_frozen) + bool(spec.token_tables)
+    )
     if "ademamix" in name:
         parts: tuple[int, ...] = (2, 1)
     else:

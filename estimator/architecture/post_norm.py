@@ -33,6 +33,11 @@ def norm_first_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor
     return _norm_first(tape, x, spec, ctx, spec.dropout, named=False)
 
 
+def norm_first_named_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
+    """Megatron's, whose MLP's input is named to the end."""
+    return _norm_first(tape, x, spec, ctx, spec.dropout, named=True)
+
+
 def norm_first_undropped_layer(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tensor:
     """XLM-RoBERTa XL's: no dropout behind the MLP, whose input is named to the end."""
     return _norm_first(tape, x, spec, ctx, 0.0, named=True)

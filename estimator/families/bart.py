@@ -1,6 +1,7 @@
 """BART and its kin as causal models: a decoder whose attention to an encoder stays idle.
 
-Source: transformers/models/{bart,mbart,plbart,blenderbot}/{modeling,configuration}_*.py.
+Source: transformers/models/{bart,mbart,plbart,blenderbot,
+blenderbot_small,pegasus,marian}/{modeling,configuration}_*.py.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ class _Family:
     """Whether norms stand before the blocks, and one behind the last layer."""
     embedding_norm: bool = True
     attention_dropout: float = 0.0
+    sinusoidal: bool = False
+    """Whether positions are computed, in a parameter that never trains."""
+    norm_before_positions: bool = False
 
 
 _FAMILIES = {
@@ -37,14 +41,32 @@ _FAMILIES = {
     "blenderbot": _Family(
         8008, 2560, 24, 32, 10240, 128, offset=0, norm_first=True, embedding_norm=False
     ),
+    "blenderbot-small": _Family(50265, 512, 8, 16, 2048, 512, offset=0, norm_before_positions=True),
+    "pegasus": _Family(
+        50265,
+        1024,
+        12,
+        16,
+        4096,
+        1024,
+        offset=0,
+        norm_first=True,
+        embedding_norm=False,
+        sinusoidal=True,
+    ),
+    "marian": _Family(
+        58101, 1024, 12, 16, 4096, 1024, offset=0, embedding_norm=False, sinusoidal=True
+    ),
 }
 
 
 def parse(reader: ConfigReader) -> ModelSpec:
-    """BartForCausalLM, MBartForCausalLM, PLBartForCausalLM, BlenderbotForCausalLM."""
+    """BartForCausalLM and its kin."""
     family = _FAMILIES[reader.model_type]
     hidden = reader.size("d_model", default=family.hidden)
     vocab = reader.size("vocab_size", default=family.vocab)
+    if reader.size("decoder_vocab_size", default=vocab) != vocab:
+        raise reader.unsupported("a decoder_vocab_size other than vocab_size")
     if reader.fraction("decoder_layerdrop", 0.0):
         raise reader.unsupported("decoder_layerdrop")
     dropout = reader.fraction("dropout", 0.1)
@@ -86,6 +108,8 @@ def parse(reader: ConfigReader) -> ModelSpec:
         position_rows=positions + family.offset,
         position_ids=False,
         position_offset=bool(family.offset),
+        positions_frozen=family.sinusoidal,
+        embedding_norm_first=family.norm_before_positions,
         embedding_scaled=True,
         embedding_norm=norm if family.embedding_norm else None,
         embedding_dropout=dropout,

@@ -24,10 +24,16 @@ class _Sizes:
     width: int = 3072
     positions: int = 512
     token_types: int = 2
+    dropout: float = 0.1
+    narrow: int | None = None
+    """Features of embeddings that a linear brings to the hidden size."""
 
 
 _SIZES = {
     "bert-generation": _Sizes(50358, 1024, 24, 16, 4096),
+    "electra": _Sizes(hidden=256, heads=4, width=1024, narrow=128),
+    "megatron-bert": _Sizes(29056, 1024, 24, 16, 4096),
+    "rembert": _Sizes(250300, 1152, 32, 18, 4608, dropout=0.0, narrow=256),
     "roberta": _Sizes(50265),
     "roberta-prelayernorm": _Sizes(50265),
     "xlm-roberta-xl": _Sizes(250880, 2560, 36, 32, 10240, 514, 1),
@@ -49,6 +55,74 @@ def parse_roberta(reader: ConfigReader) -> ModelSpec:
 def parse_generation(reader: ConfigReader) -> ModelSpec:
     """BertGenerationDecoder: no token types, and a head without a transform."""
     return _parse(reader, counted=False, plain=True)
+
+
+def parse_electra(reader: ConfigReader) -> ModelSpec:
+    """ElectraForCausalLM: embeddings may be narrower, and so is then what the head reads."""
+    spec = _parse(reader, counted=False)
+    default = _SIZES["electra"].narrow
+    narrow = reader.size("embedding_size", default=default)
+    hidden, vocab = spec.hidden_size, spec.vocab_size
+    norm = Norm("layer", narrow)
+    into = Linear("embeddings_project", narrow, hidden, True)
+    return replace(
+        spec,
+        head=Linear("generator_lm_head", narrow, vocab, True),
+        head_transform=HeadTransform(Linear("dense", hidden, narrow, True), "gelu", norm),
+        embedding_norm=norm,
+        project_in=into if narrow != hidden else None,
+        project_in_last=narrow != hidden,
+    )
+
+
+def parse_megatron(reader: ConfigReader) -> ModelSpec:
+    """MegatronBertForCausalLM: norms before the blocks, none of the embeddings; eager alone."""
+    spec = _inlined(_norm_first(_parse(reader, counted=False)))
+    layers = tuple(replace(layer, recipe="norm_first_named") for layer in spec.layers)
+    positions = spec.position_rows
+    return replace(
+        spec,
+        layers=layers,
+        embedding_norm=None,
+        buffers=(8 * positions,),
+    )
+
+
+def parse_rembert(reader: ConfigReader) -> ModelSpec:
+    """RemBertForCausalLM: narrow embeddings, and an untied head of a size of its own."""
+    spec = _inlined(_parse(reader, counted=False))
+    hidden, vocab = spec.hidden_size, spec.vocab_size
+    narrow = reader.size("input_embedding_size", default=_SIZES["rembert"].narrow)
+    wide = reader.size("output_embedding_size", default=1664)
+    act = reader.text("hidden_act", "gelu")
+    return replace(
+        spec,
+        head=Linear("decoder", wide, vocab, True),
+        tied=False,
+        head_transform=HeadTransform(Linear("dense", hidden, wide, True), act, Norm("layer", wide)),
+        embedding_norm=Norm("layer", narrow),
+        project_in=Linear("embedding_hidden_mapping_in", narrow, hidden, True),
+        project_in_last=True,
+        embedding_apart=True,
+        buffers=(8 * spec.position_rows,),
+    )
+
+
+def _inlined(spec: ModelSpec) -> ModelSpec:
+    """Layers compute attention themselves, return its probabilities, and let every token see all
+    others."""
+    layer = spec.layers[0]
+    attention = replace(layer.attention, eager="plain_named", bidirectional=True)
+    layers = (replace(layer, attention=attention),) * len(spec.layers)
+    return replace(
+        spec,
+        layers=layers,
+        attentions=("eager",),
+        caches=("dynamic", "quantized"),
+        mask_style="none",
+        sum_in_place=True,
+        returns_probabilities=True,
+    )
 
 
 def parse_prelayernorm(reader: ConfigReader) -> ModelSpec:
@@ -88,7 +162,7 @@ def _parse(reader: ConfigReader, counted: bool, plain: bool = False) -> ModelSpe
     vocab = reader.size("vocab_size", default=sizes.vocab)
     if reader.flag("add_cross_attention", False):
         raise reader.unsupported("add_cross_attention")
-    if not reader.flag("tie_word_embeddings", True):
+    if not reader.flag("tie_word_embeddings", True) and not sizes.narrow:
         # The head then has a second bias, which no checkpoint of these has.
         raise reader.unsupported("an untied head")
     norm = Norm("layer", hidden)
@@ -103,13 +177,13 @@ def _parse(reader: ConfigReader, counted: bool, plain: bool = False) -> ModelSpe
         fused=None,
         output=Linear("dense", hidden, hidden, True),
         rotary=False,
-        dropout=reader.fraction("attention_probs_dropout_prob", 0.1),
+        dropout=reader.fraction("attention_probs_dropout_prob", sizes.dropout),
         eager="plain",
         bidirectional=not decodes,
     )
     act = reader.text("hidden_act", "gelu")
     mlp = two_linears(hidden, width, "dense", "dense", act)
-    dropout = reader.fraction("hidden_dropout_prob", 0.1)
+    dropout = reader.fraction("hidden_dropout_prob", sizes.dropout)
     layer = Layer(
         None,
         attention,
@@ -132,7 +206,7 @@ def _parse(reader: ConfigReader, counted: bool, plain: bool = False) -> ModelSpe
         layers=(layer,) * count,
         final_norm=None,
         head=Linear("decoder", hidden, vocab, True),
-        tied=True,
+        tied=reader.flag("tie_word_embeddings", True),
         head_transform=None if plain else transform,
         position_rows=positions,
         positions_counted=counted,

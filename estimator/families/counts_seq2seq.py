@@ -2,8 +2,7 @@
 
 Their layers keep the attention to an encoder, though none is there.
 
-Source: transformers/models/{pegasus,bigbird_pegasus,marian,
-blenderbot_small,mvp,trocr,whisper}/{modeling,configuration}_*.py.
+Source: transformers/models/{bigbird_pegasus,mvp,trocr,whisper}/{modeling,configuration}_*.py.
 """
 
 from __future__ import annotations
@@ -33,10 +32,7 @@ class _Family:
 
 _FAMILIES = {
     "mvp": _Family(50267, 1024, 12, 4096, 1024, offset=2, embedding_norm=True),
-    "pegasus": _Family(50265, 1024, 12, 4096, 1024, final_norm=True),
     "bigbird_pegasus": _Family(96103, 1024, 16, 4096, 4096, embedding_norm=True, can_tie=False),
-    "marian": _Family(58101, 1024, 12, 4096, 1024),
-    "blenderbot-small": _Family(50265, 512, 8, 2048, 512, embedding_norm=True),
     "trocr": _Family(50265, 1024, 12, 4096, 512, offset=2, embedding_norm=True),
     "whisper": _Family(51865, 384, 4, 1536, 448, final_norm=True, key_bias=False),
 }

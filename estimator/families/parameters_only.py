@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from estimator.families.counts_older import (
-    count_bert,
     count_gpt_neox_japanese,
     count_openai_gpt,
 )
@@ -24,15 +23,9 @@ COUNTERS: dict[str, Callable[[ConfigReader], int]] = {
     "xlstm": count_xlstm,
     "openai-gpt": count_openai_gpt,
     "gpt_neox_japanese": count_gpt_neox_japanese,
-    "megatron-bert": count_bert,
-    "electra": count_bert,
-    "rembert": count_bert,
     "jetmoe": count_jetmoe,
     "mvp": count_decoder,
-    "pegasus": count_decoder,
     "bigbird_pegasus": count_decoder,
-    "marian": count_decoder,
-    "blenderbot-small": count_decoder,
     "trocr": count_decoder,
     "whisper": count_decoder,
 }

@@ -92,8 +92,9 @@ class Attention:
     dropout: float = 0.0
     eager: str = "fp32_softmax"
     """How the eager path computes its softmax: `fp32_softmax` and back (Llama), `plain` (BERT),
-    `plain_cast`, to the values' type (GPT-2), which is another only under autocast, or `shifted`,
-    of what the highest score is subtracted from (MiMo)."""
+    `plain_named`, whose scores keep a name (Megatron's BERT), `plain_cast`, to the values' type
+    (GPT-2), which is another only under autocast, or `shifted`, of what the highest score is
+    subtracted from (MiMo)."""
     bidirectional: bool = False
     """Whether every token sees all others, so that eager has no mask to add (BERT, unless it is
     configured as a decoder)."""

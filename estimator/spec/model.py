@@ -240,11 +240,16 @@ class ModelSpec:
     positions_counted: bool = False
     position_ids: bool = True
     """Whether the model takes positions from its caller: generate then makes them."""
+    positions_frozen: bool = False
+    """Whether the table of positions is a parameter that never trains (Pegasus)."""
+    embedding_norm_first: bool = False
+    """Whether the embeddings are normalized before positions are added (Blenderbot Small)."""
     position_offset: bool = False
     embedding_held: bool = True
     embedding_multiplied: bool = False
     embedding_apart: bool = False
-    """Whether the embeddings before that factor keep a name of their own (RecurrentGemma)."""
+    """Whether the embeddings before that factor (RecurrentGemma), or before the linear behind their
+    norm (RemBERT), keep a name of their own."""
     embedding_cloned: bool = False
     """Whether the model's code copies the embeddings for layers that read them, too (Zamba)."""
     logits_scaled: bool = False
@@ -253,6 +258,8 @@ class ModelSpec:
     head_transform: HeadTransform | None = None
     project_in: Linear | None = None
     """The linear from narrower embeddings to the hidden size (OPT-350m)."""
+    project_in_last: bool = False
+    """Whether that stands behind the embeddings' sum and norm, which then are narrow (ELECTRA)."""
     project_out: Linear | None = None
     """The linear from the hidden size back to what the head reads."""
     embedding_named: bool = True
@@ -261,6 +268,8 @@ class ModelSpec:
     """Whether rotary tables are made for each sequence in training (ModernBERT)."""
     token_types: int = 0
     """Rows of a learned table of token types (BERT)."""
+    sum_in_place: bool = False
+    """Whether positions are added to the embeddings' sum in place."""
     fixed_positions: int = 0
     """Rows of a table of positions that is computed, not learned (XGLM)."""
     fixed_positions_cast: bool = False
@@ -315,6 +324,11 @@ class ModelSpec:
         return self.hidden_size if self.project_in is None else self.project_in.inputs
 
     @property
+    def summed_size(self) -> int:
+        """Features of positions, which are added to the embeddings."""
+        return self.embedding_size if self.project_in_last else self.hidden_size
+
+    @property
     def positions_bounded(self) -> bool:
         """Whether tables of positions end, so that no longer sequence can run."""
         attention = self.layers[0].attention
@@ -326,6 +340,11 @@ class ModelSpec:
         """Number of parameters, tied ones once."""
         return sum(self.parameter_counts()) + sum(self.frozen_counts())
 
+    @property
+    def fixed_count(self) -> int:
+        """Elements of a table of positions that does not require gradients."""
+        return self.position_rows * self.summed_size if self.positions_frozen else 0
+
     def frozen_counts(self) -> Iterator[int]:
         """Yield the elements of each parameter that never trains; they are in fp32."""
         for layer in self.layers:
@@ -334,6 +353,8 @@ class ModelSpec:
 
     def idle_counts(self) -> Iterator[int]:
         """Yield the elements of each parameter that never gets a gradient."""
+        if self.fixed_count:
+            yield self.fixed_count
         for layer in self.layers:
             for module in layer.idle:
                 if isinstance(module, Norm):
@@ -363,10 +384,12 @@ class ModelSpec:
         for projection in (self.project_in, self.project_out):
             if projection is not None:
                 yield projection.weight_count
+                if projection.bias:
+                    yield projection.outputs
         if self.position_rows:
-            yield self.position_rows * self.hidden_size
+            yield self.position_rows * self.summed_size
         if self.token_types:
-            yield self.token_types * self.hidden_size
+            yield self.token_types * self.summed_size
         if self.embedding_norm is not None:
             yield from self.embedding_norm.shapes
         for layer in self.layers:

@@ -121,7 +121,7 @@ VARIED: dict[str, list[dict[str, Any]]] = {
     "gpt_neox_japanese": [
         {"num_hidden_layers": 3, "intermediate_multiple_size": 3, "tie_word_embeddings": False}
     ],
-    "megatron-bert": [{"num_hidden_layers": 2, "hidden_size": 64, "tie_word_embeddings": False}],
+    "megatron-bert": [{"num_hidden_layers": 2, "hidden_size": 64}],
     "xlm-roberta-xl": [{"num_hidden_layers": 2, "type_vocab_size": 3, "vocab_size": 100}],
     "roberta-prelayernorm": [
         {"hidden_size": 96, "max_position_embeddings": 30},

@@ -120,6 +120,20 @@ FAMILIES |= {
     "mbart": {"model_type": "mbart", **BART},
     "plbart": {"model_type": "plbart", **BART},
 }
+FAMILIES |= {
+    "blenderbot-small": {"model_type": "blenderbot-small", **BART},
+    "pegasus": {"model_type": "pegasus", **BART},
+    "marian": {"model_type": "marian", **BART},
+    "electra": {"model_type": "electra", **SIZES, "embedding_size": 128},
+    "electra, wide": {"model_type": "electra", **SIZES, "embedding_size": 256, "is_decoder": True},
+    "megatron-bert": {"model_type": "megatron-bert", **SIZES},
+    "rembert": {
+        "model_type": "rembert",
+        **SIZES,
+        "input_embedding_size": 128,
+        "output_embedding_size": 320,
+    },
+}
 WITHOUT_CHECKPOINTING = ("ctrl",)
 RUNS: dict[str, dict[str, Any]] = {
     "full": {"task": "training", "batch_size": 2, "sequence_length": 300},
