@@ -152,9 +152,14 @@ def _masked_product(
 
 
 def _laid_out(tape: Tape, x: Tensor, ctx: Context, strided: bool) -> Tensor:
-    """A product's operand, copied where heads and chunks do not lie one after the other, or to
-    autocast's type."""
-    return tape.op(x.count, 4, (x,), grads=(PASS,)) if strided else product_input(tape, x, ctx)
+    """A product's operand in autocast's type, copied where heads and chunks do not lie one after
+    the other."""
+    read = product_input(tape, x, ctx)
+    if not strided:
+        return read
+    out = tape.op(read.count, read.width, (read,), grads=(PASS,))
+    tape.drop(read)
+    return out
 
 
 def _decayed(tape: Tape, x: Tensor, total: Tensor) -> Tensor:
