@@ -11,7 +11,7 @@ import pytest
 
 from estimator import Case, estimate
 from estimator.catalogue import find_model
-from estimator.fit import estimated_peaks, largest_batch
+from estimator.fit import largest_batch, played_peaks
 from estimator.gpus import find_gpu
 from estimator.headroom import Room
 from estimator.units import format_gb
@@ -47,7 +47,7 @@ def test_the_first_answer(visitor: Any) -> None:
     assert "at the peak" in visitor.answer()
     assert "H100 (81559 MiB): fits" in visitor.answer()
     case = Case.from_dict({"model": LLAMA, "gpu": "H100"})
-    largest = largest_batch(case, estimated_peaks, Room(find_gpu("H100"))).value
+    largest = largest_batch(case, played_peaks, Room(find_gpu("H100"))).value
     row = page.get_by_role("row", name="largest batch at length 1024")
     expect(row.get_by_role("cell").first).to_have_text(str(largest))
 
