@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from estimator.architecture.adapter_targets import targets_passed_over
 from estimator.architecture.attentions import recomputable
 from estimator.architecture.context import PAGE, prepared, stack_of
+from estimator.architecture.failing_runs import refuse_failing
 from estimator.architecture.history import (
     MOST_EVENTS,
     PLAYED_BELOW_BYTES,
@@ -198,6 +199,7 @@ def _refuse(case: Case, spec: ModelSpec) -> None:
     """Say clearly what has no formula yet, and what no library runs."""
     _refuse_dropout_on_experts(case, spec)
     _refuse_adapters_on_routers(case, spec)
+    refuse_failing(case, spec)
     check_loss(case.loss, spec)
     reasons = {
         f"quantization {case.quantization!r} of {spec.model_type} (its code multiplies by weights "
@@ -313,7 +315,7 @@ def _head_too_narrow(case: Case) -> bool:
     """Whether fp32 norms hand the head what its weights cannot be multiplied with: torch refuses
     products of two dtypes, on a GPU if not on meta tensors."""
     widened = case.quantization is not None and stack_of(case).fp32_norms_on_quantized
-    if not case.training or not widened or prepared(case):
+    if not widened or prepared(case):
         return False
     return case.mixed_precision is None and case.dtype != "float32"
 

@@ -268,10 +268,17 @@ def _base_sizes(
 def trainable(case: Case, items: Inventory) -> tuple[tuple[int, ...], int]:
     """Return the tensors that train, and the bytes of an element of theirs."""
     if case.method == "lora":
-        bypassed = () if case.quantization is not None else items.bypassed
-        return _without(items.adapters, (*items.idle_adapters, *bypassed)), 4
+        return _without(items.adapters, idle(case, items)), 4
     width = WIDTHS[case.dtype]
-    return _without(elements(items, width), items.idle), width
+    return _without(elements(items, width), idle(case, items)), width
+
+
+def idle(case: Case, items: Inventory) -> tuple[int, ...]:
+    """Return the tensors that may train, but never get a gradient."""
+    if case.method == "full":
+        return items.idle
+    bypassed = () if case.quantization is not None else items.bypassed
+    return (*items.idle_adapters, *bypassed)
 
 
 @lru_cache(maxsize=64)

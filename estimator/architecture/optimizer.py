@@ -39,7 +39,7 @@ class OptimizerMemory:
 
 
 def optimizer_memory(
-    case: Case, tensors: tuple[int, ...], width: int, spec: ModelSpec
+    case: Case, tensors: tuple[int, ...], width: int, spec: ModelSpec, idle: tuple[int, ...] = ()
 ) -> OptimizerMemory:
     """Return what the case's optimizer needs for the tensors that train.
 
@@ -47,6 +47,8 @@ def optimizer_memory(
         tensors: elements of each tensor that trains.
         width: bytes of an element of the parameters, hence of torch's states.
         spec: the model, whose shapes matter to Adafactor alone.
+        idle: elements of each tensor that may train but never gets a gradient. Adagrad, which
+            makes its states when it is set up, has some for them, too.
 
     Raises:
         UnsupportedError: an optimizer without a formula.
@@ -68,7 +70,7 @@ def optimizer_memory(
         return OptimizerMemory(states, norms, "foreach SGD works in place")
     if name == "adagrad":
         why = "foreach Adagrad's square roots and steps are two more copies of the parameters"
-        return OptimizerMemory(copy, copy + copy, why)
+        return OptimizerMemory(copy + held(idle, width), copy + copy, why)
     if name == "rmsprop":
         states = held(tensors, width, copies=2 if case.momentum else 1)
         why = "foreach RMSprop's square roots are one more copy of the parameters"
@@ -100,7 +102,7 @@ class OptimizerSizes:
 
 
 def optimizer_sizes(
-    case: Case, tensors: tuple[int, ...], width: int, spec: ModelSpec
+    case: Case, tensors: tuple[int, ...], width: int, spec: ModelSpec, idle: tuple[int, ...] = ()
 ) -> OptimizerSizes:
     """Return the tensors whose sum `optimizer_memory` gives; it takes the same arguments."""
     name = case.optimizer
@@ -120,6 +122,8 @@ def optimizer_sizes(
     }[name]
     counter = (4,) if name == "adamw_torch_fused" else ()
     kept = tuple(size for copy in copies for size in ((copy,) * states + counter))
+    if name == "adagrad":
+        kept += tuple(count * width for count in idle)
     return OptimizerSizes(kept, (copies * passing,))
 
 

@@ -13,7 +13,14 @@ from dataclasses import dataclass, field, replace
 
 from estimator.allocator import CachingAllocator, OutOfMemory
 from estimator.architecture.inference import play_inference
-from estimator.architecture.inventory import Inventory, held, trainable, weight_sizes, weights
+from estimator.architecture.inventory import (
+    Inventory,
+    held,
+    idle,
+    trainable,
+    weight_sizes,
+    weights,
+)
 from estimator.architecture.optimizer import optimizer_memory, optimizer_sizes
 from estimator.architecture.player import Player, Seen
 from estimator.architecture.script import Script
@@ -120,8 +127,9 @@ def _train(
 ) -> dict[str, PhaseSeen]:
     """Play two steps, each of these batches."""
     tensors, width = trainable(case, items)
-    sizes = optimizer_sizes(case, tensors, width, spec)
-    states = optimizer_memory(case, tensors, width, spec).states.allocated_bytes
+    unused = idle(case, items)
+    sizes = optimizer_sizes(case, tensors, width, spec, unused)
+    states = optimizer_memory(case, tensors, width, spec, unused).states.allocated_bytes
     gradients = held(tensors[::-1], width).allocated_bytes
     player.make_all([8 * case.batch_size * case.sequence_length] * 3, "batch")
     phases: dict[str, PhaseSeen] = {}

@@ -24,6 +24,9 @@ Core = Callable[[Tape, Tensor, Tensor, Tensor, Attention, Context, bool], tuple[
 _WITHOUT_GROUPS = ("persimmon",)
 """Types whose configurations have no `num_key_value_heads`, which DeepSpeed reads."""
 
+_WITHOUT_POSITIONS = ("ministral3",)
+"""Types whose layers hand their attention no positions, by which DeepSpeed tells sequences apart."""
+
 _STYLES = ("tables", "fp32_tables", "fp32_input", "held_parts")
 
 
@@ -36,7 +39,7 @@ def refuse_spread(case: Case, spec: ModelSpec) -> None:
     """
     ranks = case.sp_size
     turned = any(layer.attention.rotary for layer in spec.layers)
-    readable = turned and spec.model_type not in _WITHOUT_GROUPS
+    readable = turned and spec.model_type not in (*_WITHOUT_GROUPS, *_WITHOUT_POSITIONS)
     for layer in distinct_layers(spec):
         block = layer.attention
         plain = block.recipe == "standard" and layer.recipe == "pre_norm" and not block.sinks

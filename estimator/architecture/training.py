@@ -16,7 +16,7 @@ from estimator.architecture.context import Context, training_context, with_embed
 from estimator.architecture.embeddings import embeddings
 from estimator.architecture.events import Storage
 from estimator.architecture.head_loss import head_loss, tied_table
-from estimator.architecture.inventory import Held, Inventory, held, trainable, weights
+from estimator.architecture.inventory import Held, Inventory, held, idle, trainable, weights
 from estimator.architecture.masks import attention_masks, distance_bytes, kept_masks
 from estimator.architecture.optimizer import optimizer_memory
 from estimator.architecture.outside import (
@@ -65,7 +65,7 @@ def play_training(case: Case, spec: ModelSpec, items: Inventory, run: Run) -> Ru
     """Play a training case on a run that has not begun, and return it."""
     ctx = with_embeddings(training_context(case), spec)
     trained, width = trainable(case, items)
-    optimizer = optimizer_memory(case, trained, width, spec)
+    optimizer = optimizer_memory(case, trained, width, spec, idle(case, items))
     gradients = held(trained[::-1], width)
     accumulates = case.gradient_accumulation_steps > 1
     base = weights(case, items)

@@ -23,6 +23,7 @@ class _Family:
     heads: int
     width: int
     positions: int
+    encoder_layers: int = 12
     offset: int = 2
     """Rows in front of the first position's."""
     norm_first: bool = False
@@ -37,9 +38,18 @@ class _Family:
 _FAMILIES = {
     "bart": _Family(50265, 1024, 12, 16, 4096, 1024),
     "mbart": _Family(50265, 1024, 12, 16, 4096, 1024, norm_first=True),
-    "plbart": _Family(50005, 768, 6, 12, 3072, 1024, attention_dropout=0.1),
+    "plbart": _Family(50005, 768, 6, 12, 3072, 1024, encoder_layers=6, attention_dropout=0.1),
     "blenderbot": _Family(
-        8008, 2560, 24, 32, 10240, 128, offset=0, norm_first=True, embedding_norm=False
+        vocab=8008,
+        hidden=2560,
+        layers=24,
+        heads=32,
+        width=10240,
+        positions=128,
+        encoder_layers=2,
+        offset=0,
+        norm_first=True,
+        embedding_norm=False,
     ),
     "blenderbot-small": _Family(50265, 512, 8, 16, 2048, 512, offset=0, norm_before_positions=True),
     "pegasus": _Family(
@@ -116,6 +126,8 @@ def parse(reader: ConfigReader) -> ModelSpec:
         rope_tables=0,
         max_positions=positions,
         plain_loss=True,
+        # `num_hidden_layers` is another name for the encoder's.
+        cache_layers=reader.size("encoder_layers", default=family.encoder_layers, most=MAX_LAYERS),
     )
 
 

@@ -149,6 +149,7 @@ def _model(
         position_ids=False,
         buffers=buffers,
         mask_style="none",
+        attentions=("sdpa", "eager"),
         caches=("dynamic", "static"),
         residual_fp32=wide,
         logits_fp32=True,

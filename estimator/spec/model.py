@@ -285,6 +285,9 @@ class ModelSpec:
     transformers takes eager instead."""
     caches: tuple[str, ...] = ("dynamic", "static", "quantized", "paged")
     """Caches that the model's class runs with and that have a formula."""
+    cache_layers: int | None = None
+    """Layers that transformers makes a cache of, where the configuration says so elsewhere than
+    how many there are (BART)."""
     head_input_scaled: bool = False
     """Whether the head's input is divided by a number (MiniCPM3)."""
     tables_by_sequence: bool = False
