@@ -91,6 +91,7 @@ class _Standard:
         """Under autocast accelerate casts the logits to fp32 once the model has returned
         (`convert_outputs_to_fp32`). The loop then lets go of them, or keeps them."""
         if self.ctx.amp is None:
+            tape.release_cached()
             if self.keep_logits:
                 self.kept = scores.storage
             else:

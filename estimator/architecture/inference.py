@@ -187,7 +187,9 @@ def _forward(
     run.play(Pass.of(tape.take_events(), "embeddings"))
     assert hidden.storage is not None
     also_held = Held(hidden.storage.requested, hidden.storage.allocated)
-    if held and not spec.embedding_cloned:
+    # For a static cache generate makes the masks, whose arguments then name nothing here.
+    unnamed = spec.embedding_named_for_masks and ctx.cache == "static"
+    if unnamed or (held and not spec.embedding_cloned):
         also_held = Held()
     run.hold(also_held)
     shared = rotary_tables(spec, ctx) + sum(attention_masks(spec, ctx).values())
@@ -239,6 +241,7 @@ def _forward(
         for key in order:
             run.play(passes[key].release)
         scores = _accelerated(run, tape, scores)
+    tape.release_cached()
     run.change("temporaries", -ids)
     copy = tape.new(scores.count, 4, component="logits")
     tape.drop(scores, copy)
@@ -273,6 +276,7 @@ def _all_logits(run: Run, tape: Tape, normed: Tensor, spec: ModelSpec, ctx: Cont
     scores = blocks.logits(tape, normed, spec, ctx, ctx.tokens)
     copy = blocks.as_logits(cast(tape, scores, 4))
     tape.drop(scores, normed)
+    tape.release_cached()
     if ctx.decoding:
         tape.drop(copy)
     run.play(Pass.of(tape.take_events(), "the logits of all tokens"))

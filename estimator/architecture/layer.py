@@ -155,9 +155,8 @@ def logits(tape: Tape, x: Tensor, spec: ModelSpec, ctx: Context, rows: int) -> T
     if spec.head_input_scaled:
         given, x = x, scale(tape, x)
         tape.drop(given)
-        if ctx.amp is not None:
-            # The model's forward names it to its end, where autocast's context ends, too.
-            tape.cache(x)
+        # The model's forward names it to its end, where an autocast context ends, too.
+        tape.cache(x)
     wanted = x
     if spec.head_transform is None and not ctx.training:
         wanted = tape.view(x, rows * spec.hidden_size)

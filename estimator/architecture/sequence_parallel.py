@@ -25,7 +25,7 @@ _WITHOUT_GROUPS = ("persimmon",)
 """Types whose configurations have no `num_key_value_heads`, which DeepSpeed reads."""
 
 _WITHOUT_POSITIONS = ("ministral3",)
-"""Types whose layers hand their attention no positions, by which DeepSpeed tells sequences apart."""
+"""Types whose layers hand their attention no positions, which DeepSpeed gathers."""
 
 _STYLES = ("tables", "fp32_tables", "fp32_input", "held_parts")
 

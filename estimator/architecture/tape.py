@@ -282,11 +282,12 @@ class Tape:
         del self.nodes[first:last]
 
     def cache(self, tensor: Tensor) -> None:
-        """Keep a reference until `release_cached`: autocast's cache of cast weights."""
+        """Keep a reference until `release_cached`: a cast weight that autocast remembers, or what
+        the model's forward names to its end."""
         self._cached.append(self.alias(tensor))
 
     def release_cached(self) -> None:
-        """The autocast context ends: what autograd has not saved is freed."""
+        """The forward pass ends: what autograd has not saved is freed."""
         self.drop(*self._cached)
         self._cached.clear()
 

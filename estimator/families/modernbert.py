@@ -58,6 +58,7 @@ def parse(reader: ConfigReader) -> ModelSpec:
         head_transform=transform,
         embedding_norm=norm,
         embedding_named=False,
+        embedding_named_for_masks=True,
         caches=("dynamic", "static", "paged"),
         rope_tables=2 * len(set(windows)),
         positions_expanded=True,

@@ -52,7 +52,8 @@ def parse_xglm(reader: ConfigReader) -> ModelSpec:
         model_type=reader.model_type,
         vocab_size=vocab,
         hidden_size=hidden,
-        layers=(Layer(norm, attention, norm, mlp, dropout=dropout, recipe="inlined"),) * count,
+        layers=(Layer(norm, attention, norm, mlp, dropout=dropout, recipe="inlined_nested"),)
+        * count,
         final_norm=norm,
         head=Linear("lm_head", hidden, vocab),
         tied=reader.flag("tie_word_embeddings", True),

@@ -285,6 +285,9 @@ class ModelSpec:
     transformers takes eager instead."""
     caches: tuple[str, ...] = ("dynamic", "static", "quantized", "paged")
     """Caches that the model's class runs with and that have a formula."""
+    embedding_named_for_masks: bool = False
+    """Whether the arguments from which the model's code makes masks are all that names the layers'
+    first input (ModernBERT)."""
     cache_layers: int | None = None
     """Layers that transformers makes a cache of, where the configuration says so elsewhere than
     how many there are (BART)."""
