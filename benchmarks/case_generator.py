@@ -182,7 +182,8 @@ def _quantization(rng: random.Random, training: bool) -> dict[str, Any]:
 def _lora(rng: random.Random, spec: ModelSpec) -> dict[str, Any]:
     linears = [linear for layer in spec.layers for linear in layer.linears]
     adaptable = {linear.name for linear in linears if linear.adaptable}
-    names = sorted(adaptable - set(spec.unadaptable))
+    # A layer's own name is a number, too.
+    names = sorted(name for name in adaptable - set(spec.unadaptable) if not name.isdigit())
     drawn = rng.sample(names, rng.randint(1, len(names)))
     mixtures = [layer.mlp for layer in spec.layers if isinstance(layer.mlp, Moe)]
     some = sorted({*drawn, *_other_halves(drawn, mixtures)})

@@ -47,7 +47,9 @@ def attention(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Ten
         if spec.fused is not None:
             tape.drop(key, value)
         key, value = cached
-    by_head = spec.norm_by_head or (spec.rotary and spec.rotary_dim is not None)
+    # What is joined of parts lies head by head.
+    joined = spec.rotary and (spec.rotary_dim is not None or spec.rotary_style == "chunked")
+    by_head = spec.norm_by_head or joined
     out, probabilities = attend(tape, query, key, value, spec, ctx, by_head)
     if spec.output_norm is not None:
         attended, out = out, norm(tape, out, spec.output_norm, ctx)

@@ -172,6 +172,7 @@ def _as_supported(case: Case, spec: ModelSpec) -> tuple[Case, tuple[str, ...]]:
             f"cache is {case.cache!r}, but generate of the stack {case.stack} hands keys and "
             "values on as tuples: use cache dynamic, or another stack"
         )
+    refuse_failing(case, spec)
     if case.attention in spec.attentions:
         return case, _quantization_lines(case, spec)
     if case.attention == "sdpa":
@@ -199,7 +200,6 @@ def _refuse(case: Case, spec: ModelSpec) -> None:
     """Say clearly what has no formula yet, and what no library runs."""
     _refuse_dropout_on_experts(case, spec)
     _refuse_adapters_on_routers(case, spec)
-    refuse_failing(case, spec)
     check_loss(case.loss, spec)
     reasons = {
         f"quantization {case.quantization!r} of {spec.model_type} (its code multiplies by weights "

@@ -112,7 +112,14 @@ def _attend(
     if chosen != "flash" and spec.enable_gqa and _repeats_first(spec, ctx):
         return _with_repeated(tape, query, key, value, spec, ctx), None
     if chosen == "math":
-        return math_attention(tape, query, key, value, spec, ctx, masked(spec, ctx)), None
+        if not ctx.slots:
+            return math_attention(tape, query, key, value, spec, ctx, masked(spec, ctx)), None
+        # Of a cache with room for more, what is there.
+        rows = ctx.batch * ctx.keys * spec.kv_heads
+        read = tape.view(key, rows * spec.head_dim), tape.view(value, rows * spec.value_size)
+        out = math_attention(tape, query, *read, spec, ctx, masked(spec, ctx))
+        tape.drop(*read)
+        return out, None
     if chosen == "flash" and spec.value_size != spec.head_dim:
         return _flash_of_narrow_values(tape, query, key, value, spec, ctx), None
     out = _fused(tape, query, key, value, spec, ctx, chosen)

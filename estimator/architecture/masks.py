@@ -49,7 +49,9 @@ def kept_masks(masks: Masks, spec: ModelSpec, ctx: Context) -> Masks:
     given = spec.mask_style == "by_head" and ctx.attention == "sdpa" and ctx.keys % 16 == 0
     if not (ctx.checkpointing or ctx.selective or given or spec.mask_style == "boolean"):
         return {}
-    used = {layer.attention.window for layer in distinct_layers(spec)}
+    # What keeps a state is given no mask.
+    attentions = (layer.attention for layer in distinct_layers(spec))
+    used = {attention.window for attention in attentions if attention.mixer is None}
     return {window: size for window, size in masks.items() if window in used}
 
 
