@@ -64,7 +64,8 @@ def play_inference(case: Case, spec: ModelSpec, items: Inventory, run: Run) -> R
     run.change("weights", base.allocated_bytes, base.requested_bytes)
     # The ids and the mask, which generate's caller keeps.
     run.change("temporaries", 2 * 8 * B * S)
-    loaded = run.total
+    as_loaded = weights(case, items, loaded=True).allocated_bytes
+    loaded = run.total - base.allocated_bytes + as_loaded
     run.phases["load"] = [loaded, loaded]
     run.begin("prefill")
     ctx = with_embeddings(inference_context(case, S, S), spec)

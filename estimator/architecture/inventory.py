@@ -6,7 +6,7 @@ Every tensor is a block of its own in the allocator, so sizes are summed tensor 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,6 +17,7 @@ from estimator.allocator import (
     expected_block,
 )
 from estimator.architecture.context import WIDTHS, prepared, stack_of
+from estimator.architecture.loading import Place, adapter_counts, module_order, put_in_order
 from estimator.architecture.quantized import quantized_blocks
 from estimator.case import Case, Lora
 from estimator.spec import Layer, Linear, ModelSpec, Moe
@@ -56,11 +57,15 @@ def _held(counts: tuple[int, ...], width: int, copies: int) -> Held:
     requested = copies * sum(sizes)
     if not any(SMALL_BYTES < size < MIN_LARGE_BYTES for size in sizes):
         return Held(requested, copies * sum(map(expected_block, sizes)))
-    allocator = CachingAllocator()
+    allocator, small = CachingAllocator(), 0
     for size in sizes:
+        if size <= SMALL_BYTES:
+            # Small blocks have no rests, and segments of their own.
+            small += expected_block(size)
+            continue
         for _ in range(copies):
             allocator.allocate(size)
-    return Held(requested, allocator.allocated_bytes)
+    return Held(requested, copies * small + allocator.allocated_bytes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,6 +98,8 @@ class Inventory:
     """Elements of each adapter matrix that never gets a gradient."""
     bypassed: tuple[int, ...] = ()
     """Elements of each adapter matrix that gets no gradient where nothing is quantized."""
+    places: tuple[Place, ...] = ()
+    """Larger tensors in the order in which they are made."""
 
     @property
     def base_count(self) -> int:
@@ -113,7 +120,7 @@ def inventory(spec: ModelSpec, lora: Lora | None) -> Inventory:
         for layer in spec.layers:
             adapters += adapter_tensors(layer, lora)
         for linear in spec.outer_linears:
-            adapters += linear_adapters(linear, lora)
+            adapters += adapter_counts(linear, lora)
     buffers: list[int] = []
     if spec.rope_tables:
         # inv_freq and original_inv_freq, fp32, half of what is rotated each.
@@ -129,9 +136,13 @@ def inventory(spec: ModelSpec, lora: Lora | None) -> Inventory:
     caches: tuple[int, ...] = ()
     if spec.rope_tables and spec.max_positions:
         caches = (spec.max_positions * spec.rotary_dim,) * len(spec.layers)
+    places = tuple(module_order(spec, lora))
+    transform = spec.head_transform
+    # Optimizers tell embeddings by their coming first.
+    tables_first = [p for p in places if transform is None or p.linear is not transform.dense]
     return Inventory(
-        tuple(spec.parameter_counts()),
-        tuple(adapters),
+        _ordered(spec.parameter_counts(), tables_first, "parameter"),
+        _ordered(adapters, places, "adapter"),
         tuple(buffers),
         linears,
         caches,
@@ -143,7 +154,12 @@ def inventory(spec: ModelSpec, lora: Lora | None) -> Inventory:
         tuple(spec.idle_counts()),
         tuple(_idle_adapters(spec, lora)),
         tuple(_bypassed(spec, lora)),
+        places,
     )
+
+
+def _ordered(counts: Iterable[int], places: Iterable[Place], kind: str) -> tuple[int, ...]:
+    return put_in_order(counts, (place.count for place in places if place.kind == kind))
 
 
 def _idle_adapters(spec: ModelSpec, lora: Lora | None) -> Iterator[int]:
@@ -151,7 +167,7 @@ def _idle_adapters(spec: ModelSpec, lora: Lora | None) -> Iterator[int]:
         return
     for layer in spec.layers:
         for linear in (*layer.idle_linears, *layer.shadows):
-            yield from linear_adapters(linear, lora)
+            yield from adapter_counts(linear, lora)
 
 
 def _bypassed(spec: ModelSpec, lora: Lora | None) -> Iterator[int]:
@@ -160,7 +176,7 @@ def _bypassed(spec: ModelSpec, lora: Lora | None) -> Iterator[int]:
     for layer in spec.layers:
         for linear in layer.linears:
             if linear.bypassed:
-                yield from linear_adapters(linear, lora)
+                yield from adapter_counts(linear, lora)
 
 
 @lru_cache(maxsize=64)
@@ -182,18 +198,7 @@ def adapter_tensors(layer: Layer, lora: Lora) -> Iterator[int]:
         for name in layer.mlp.adapted(lora.target_modules):
             yield from layer.mlp.adapter_counts(name, lora.r)
     for linear in (*layer.linears, *layer.shadows):
-        yield from linear_adapters(linear, lora)
-
-
-def linear_adapters(linear: Linear, lora: Lora) -> Iterator[int]:
-    """Yield the elements of a linear's A [r, in], B [out, r], and DoRA's magnitudes [out]."""
-    if not linear.adaptable:
-        return
-    if lora.target_modules == "all-linear" or linear.name in lora.target_modules:
-        yield lora.r * linear.inputs
-        yield linear.outputs * lora.r
-        if lora.use_dora:
-            yield linear.outputs
+        yield from adapter_counts(linear, lora)
 
 
 def position_table(case: Case, items: Inventory, loaded: bool) -> Held:
@@ -207,62 +212,76 @@ def _table_width(case: Case, items: Inventory, loaded: bool) -> int:
     return cast if items.table_cast else WIDTHS[case.dtype]
 
 
-def weights(case: Case, items: Inventory) -> Held:
-    """Return the bytes of all parameters and buffers as loaded."""
-    total = _base_weights(items, *_as_loaded(case))
-    for counts, width, copies in _beside_base(case, items):
-        total += held(counts, width, copies)
-    return total
+def weights(case: Case, items: Inventory, loaded: bool = False) -> Held:
+    """Return the bytes of all parameters and buffers, once they have run or as `loaded`."""
+    return held(weight_sizes(case, items, loaded), 1)
 
 
-def weight_sizes(case: Case, items: Inventory) -> Iterator[int]:
-    """Yield the bytes of each tensor of all parameters and buffers as loaded."""
-    yield from _base_sizes(items, *_as_loaded(case))
-    for counts, width, copies in _beside_base(case, items):
-        for count in counts:
-            yield from (count * width,) * copies
+def weight_sizes(case: Case, items: Inventory, loaded: bool = False) -> tuple[int, ...]:
+    """Return the bytes of each tensor of all parameters and buffers, in the order of loading.
 
-
-def _as_loaded(case: Case) -> tuple[int, str | None, bool]:
-    """Return the bytes of an element that is not quantized, and how the others are."""
-    width = 4 if prepared(case) else WIDTHS[case.dtype]
-    return width, case.quantization, case.double_quantization
-
-
-def _beside_base(case: Case, items: Inventory) -> Iterator[tuple[tuple[int, ...], int, int]]:
-    """Yield elements of tensors, bytes of one, and how many of each tensor are made in a row."""
-    yield items.adapters, 4, 1
-    yield items.buffers_bytes, 1, 1
-    yield items.cast_buffers, WIDTHS[case.dtype], 1
-    yield items.frozen, 4, 1
-    if items.table:
-        yield (items.table,), _table_width(case, items, loaded=not case.training), 1
-    if stack_of(case).rotary_caches:
-        yield items.rotary_caches, WIDTHS[case.dtype], 2
+    Args:
+        loaded: as loading leaves them; the first forward pass casts the biases of quantized
+            linears (bitsandbytes/nn/modules.py), and of some models a table of positions.
+    """
+    return _weight_sizes(
+        items,
+        4 if prepared(case) else WIDTHS[case.dtype],
+        WIDTHS[case.dtype],
+        case.quantization,
+        case.double_quantization,
+        _table_width(case, items, loaded or not case.training) if items.table else 0,
+        stack_of(case).rotary_caches,
+        loaded,
+    )
 
 
 @lru_cache(maxsize=64)
-def _base_weights(
-    items: Inventory, width: int, quantization: str | None, double_quantization: bool
-) -> Held:
-    return held(_base_sizes(items, width, quantization, double_quantization), 1)
-
-
-@lru_cache(maxsize=64)
-def _base_sizes(
-    items: Inventory, width: int, quantization: str | None, double_quantization: bool
+def _weight_sizes(
+    items: Inventory,
+    width: int,
+    own_width: int,
+    quantization: str | None,
+    double_quantization: bool,
+    table_width: int,
+    rotary_caches: bool,
+    wide_biases: bool,
 ) -> tuple[int, ...]:
-    """Quantized linears block by block; the rest in `width` bytes: as loaded, fp32 if prepared."""
-    if quantization is None:
-        return tuple(count * width for count in elements(items, width))
+    """Quantized linears block by block; the rest in `width` bytes: as loaded, fp32 if prepared;
+    `own_width` is always as loaded."""
     rest = Counter(elements(items, width))
     sizes: list[int] = []
-    for linear in items.quantizable:
-        rest[linear.weight_count * (4 // width if linear.fp32 else 1)] -= 1
-        sizes += quantized_blocks(linear, quantization, double_quantization)
-    # The embeddings are the first.
-    others = [count * width for count in rest.elements()]
-    return (*others[:1], *sizes, *others[1:])
+    if quantization is not None:
+        for linear in items.quantizable:
+            rest[linear.weight_count * (4 // width if linear.fp32 else 1)] -= 1
+            sizes += quantized_blocks(linear, quantization, double_quantization)
+            if linear.bias and wide_biases:
+                rest[linear.outputs] -= 1
+                sizes.append(4 * linear.outputs)
+    sizes += [count * width for count in rest.elements()]
+    sizes += [4 * count for count in (*items.adapters, *items.frozen)]
+    sizes += items.buffers_bytes
+    sizes += [own_width * count for count in items.cast_buffers]
+    if rotary_caches:
+        sizes += [own_width * count for count in items.rotary_caches for _ in range(2)]
+    first = (table_width * items.table,) if items.table else ()
+    wanted = _placed(items.places, width, quantization, double_quantization)
+    return (*first, *put_in_order(sizes, wanted))
+
+
+def _placed(
+    places: Iterable[Place], width: int, quantization: str | None, double_quantization: bool
+) -> Iterator[int]:
+    for place in places:
+        linear = place.linear
+        if place.kind == "buffer":
+            yield place.count
+        elif place.kind == "adapter":
+            yield 4 * place.count
+        elif linear is not None and linear.quantizable and quantization is not None:
+            yield from quantized_blocks(linear, quantization, double_quantization)
+        else:
+            yield place.count * (4 if linear is not None and linear.fp32 else width)
 
 
 def trainable(case: Case, items: Inventory) -> tuple[tuple[int, ...], int]:

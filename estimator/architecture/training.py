@@ -68,7 +68,7 @@ def play_training(case: Case, spec: ModelSpec, items: Inventory, run: Run) -> Ru
     optimizer = optimizer_memory(case, trained, width, spec, idle(case, items))
     gradients = held(trained[::-1], width)
     accumulates = case.gradient_accumulation_steps > 1
-    base = weights(case, items)
+    base, loaded = weights(case, items), weights(case, items, loaded=True).allocated_bytes
     run.begin("load")
     run.change("weights", base.allocated_bytes, base.requested_bytes)
     # Of shared sequences the loader makes the positions, too.
@@ -81,7 +81,7 @@ def play_training(case: Case, spec: ModelSpec, items: Inventory, run: Run) -> Ru
     if accumulates:
         # The last micro-step begins with the gradients of those before.
         run.change("gradients", gradients.allocated_bytes, gradients.requested_bytes)
-    run.phases["load"] = [base.allocated_bytes, base.allocated_bytes]
+    run.phases["load"] = [loaded + batch, loaded + batch]
     _forward_and_backward(run, spec, ctx, case)
     run.begin("optimizer_step")
     # What backward left besides gradients is gone; the sum of the gradients is exact.

@@ -39,6 +39,9 @@ _SIZES = {
     "xlm-roberta-xl": _Sizes(250880, 2560, 36, 32, 10240, 514, 1),
 }
 
+_HEADS_FIRST = ("camembert", "xlm-roberta")
+"""Types whose classes define the head before the model."""
+
 
 def parse(reader: ConfigReader) -> ModelSpec:
     """BertLMHeadModel, ErnieForCausalLM: positions as they come."""
@@ -219,4 +222,5 @@ def _parse(reader: ConfigReader, counted: bool, plain: bool = False) -> ModelSpe
         # Positions and token types of all positions, int64.
         buffers=(8 * positions,) * (1 if plain else 2),
         mask_style="additive" if decodes else "none",
+        defined_first=("head",) if reader.model_type in _HEADS_FIRST else (),
     )

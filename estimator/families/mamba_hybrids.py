@@ -49,7 +49,7 @@ def parse_bamba(reader: ConfigReader) -> ModelSpec:
         lambda chosen: Layer(norm, full if chosen else mixed, norm, mlp),
     )
     spec = _hybrid(model(reader, sizes, layers, norm, tied=False))
-    return replace(spec, returns_probabilities=True)
+    return replace(spec, returns_probabilities=True, defined_first=("mlp",))
 
 
 def parse_granitemoehybrid(reader: ConfigReader) -> ModelSpec:
@@ -106,7 +106,7 @@ def parse_granitemoehybrid(reader: ConfigReader) -> ModelSpec:
         logits_scaled=True,
         rope_tables=2 if turns else 0,
     )
-    return _hybrid(spec)
+    return replace(_hybrid(spec), defined_first=("mlp",))
 
 
 def parse_jamba(reader: ConfigReader) -> ModelSpec:

@@ -68,7 +68,8 @@ def parse_phi3(reader: ConfigReader) -> ModelSpec:
     norm = Norm("rms", hidden)
     mlp = fused_mlp(sizes, reader.text("hidden_act", "silu"))
     layer = Layer(norm, block, norm, mlp, dropout=reader.fraction("resid_pdrop", 0.0))
-    return model(reader, sizes, (layer,) * sizes.count, norm, tied=False)
+    spec = model(reader, sizes, (layer,) * sizes.count, norm, tied=False)
+    return replace(spec, defined_first=("output",))
 
 
 def parse_persimmon(reader: ConfigReader) -> ModelSpec:

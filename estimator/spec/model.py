@@ -256,6 +256,10 @@ class ModelSpec:
     logits_softcap: bool = False
     embedding_norm: Norm | None = None
     head_transform: HeadTransform | None = None
+    defined_first: tuple[str, ...] = ()
+    """Parts that are defined, and lie in memory, before what runs before them: the `head` before
+    the model (CamemBERT), an attention's `output` before its inputs (Phi-3), the `mlp` before the
+    attention (Bamba)."""
     project_in: Linear | None = None
     """The linear from narrower embeddings to the hidden size (OPT-350m)."""
     project_in_last: bool = False

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.matrix_answers import AnswerFile
 from benchmarks.matrix_comparison import Comparison, Result, compare_answer, summarize
-from benchmarks.matrix_tables import errors_of, family, split
+from benchmarks.matrix_tables import end_errors, errors_of, family, split
 
 FILE = Path(__file__).parents[2] / "results" / "reports" / "matrix.jsonl"
 
@@ -56,6 +56,12 @@ def test_median_and_95th_percentile(compared: list[Comparison], counter: str) ->
 def test_requested_bytes_are_met_to_the_byte_almost_always(compared: list[Comparison]) -> None:
     errors = errors_of(compared, "requested")
     assert sum(abs(error) <= 1e-4 for error in errors) >= 0.9 * len(errors)
+
+
+def test_loading_is_met_to_the_allocators_rounding(compared: list[Comparison]) -> None:
+    errors = [abs(error) for error in end_errors(compared, "load")]
+    assert summarize(errors).percentile_95 <= 1e-4
+    assert max(errors) <= 0.002
 
 
 def test_parameters_are_the_same(compared: list[Comparison]) -> None:
