@@ -64,8 +64,7 @@ def play_inference(case: Case, spec: ModelSpec, items: Inventory, run: Run) -> R
     run.change("weights", base.allocated_bytes, base.requested_bytes)
     # The ids and the mask, which generate's caller keeps.
     run.change("temporaries", 2 * 8 * B * S)
-    as_loaded = weights(case, items, loaded=True).allocated_bytes
-    loaded = run.total - base.allocated_bytes + as_loaded
+    loaded = run.total
     run.phases["load"] = [loaded, loaded]
     run.begin("prefill")
     ctx = with_embeddings(inference_context(case, S, S), spec)

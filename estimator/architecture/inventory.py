@@ -221,8 +221,8 @@ def weight_sizes(case: Case, items: Inventory, loaded: bool = False) -> tuple[in
     """Return the bytes of each tensor of all parameters and buffers, in the order of loading.
 
     Args:
-        loaded: as loading leaves them; the first forward pass casts the biases of quantized
-            linears (bitsandbytes/nn/modules.py), and of some models a table of positions.
+        loaded: as loading leaves them; the first forward pass of some models casts a table of
+            positions.
     """
     return _weight_sizes(
         items,
@@ -232,7 +232,6 @@ def weight_sizes(case: Case, items: Inventory, loaded: bool = False) -> tuple[in
         case.double_quantization,
         _table_width(case, items, loaded or not case.training) if items.table else 0,
         stack_of(case).rotary_caches,
-        loaded,
     )
 
 
@@ -245,7 +244,6 @@ def _weight_sizes(
     double_quantization: bool,
     table_width: int,
     rotary_caches: bool,
-    wide_biases: bool,
 ) -> tuple[int, ...]:
     """Quantized linears block by block; the rest in `width` bytes: as loaded, fp32 if prepared;
     `own_width` is always as loaded."""
@@ -255,9 +253,6 @@ def _weight_sizes(
         for linear in items.quantizable:
             rest[linear.weight_count * (4 // width if linear.fp32 else 1)] -= 1
             sizes += quantized_blocks(linear, quantization, double_quantization)
-            if linear.bias and wide_biases:
-                rest[linear.outputs] -= 1
-                sizes.append(4 * linear.outputs)
     sizes += [count * width for count in rest.elements()]
     sizes += [4 * count for count in (*items.adapters, *items.frozen)]
     sizes += items.buffers_bytes

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from estimator.architecture.stretches import distinct_layers, layer_numbers
 from estimator.case import Lora
 from estimator.spec import Layer, Linear, ModelSpec, Moe
 
@@ -39,11 +40,12 @@ def module_order(spec: ModelSpec, lora: Lora | None) -> Iterator[Place]:
     if dense is not None and "head" in spec.defined_first:
         yield from _linear(dense, lora)
     yield from _before_layers(spec, lora)
-    for index, layer in enumerate(spec.layers):
+    kinds = [tuple(_layer(kind, lora, spec.defined_first)) for kind in distinct_layers(spec)]
+    for index, number in enumerate(layer_numbers(spec)):
         if not others:
             for size in spec.buffers[index * each : (index + 1) * each]:
                 yield Place("buffer", size)
-        yield from _layer(layer, lora, spec.defined_first)
+        yield from kinds[number]
     if dense is not None and "head" not in spec.defined_first:
         yield from _linear(dense, lora)
     if not spec.tied:

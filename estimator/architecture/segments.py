@@ -30,8 +30,8 @@ from estimator.errors import GpumemError
 from estimator.gpus import workspace_bytes
 from estimator.spec import ModelSpec
 
-MOST_EVENTS = 300_000
-"""A model of a hundred layers has half as many; those of thousands would take seconds."""
+MOST_EVENTS = 150_000
+"""Few models of a hundred layers have half as many; those of thousands would take seconds."""
 
 
 class TooManyEvents(GpumemError):

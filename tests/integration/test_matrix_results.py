@@ -61,7 +61,7 @@ def test_requested_bytes_are_met_to_the_byte_almost_always(compared: list[Compar
 def test_loading_is_met_to_the_allocators_rounding(compared: list[Comparison]) -> None:
     errors = [abs(error) for error in end_errors(compared, "load")]
     assert summarize(errors).percentile_95 <= 1e-4
-    assert max(errors) <= 0.002
+    assert max(errors) <= 0.003
 
 
 def test_parameters_are_the_same(compared: list[Comparison]) -> None:

@@ -67,14 +67,6 @@ def test_a_layers_own_buffers_stand_before_it() -> None:
     assert [b - a for a, b in pairwise(masks)] == [7] * 11
 
 
-def test_biases_of_quantized_linears_are_loaded_in_fp32() -> None:
-    opt = Case.from_dict({"model": "facebook/opt-125m", "dtype": "float16", "quantization": "nf4"})
-    items = inventory(parse_spec(load_config(opt.model)), None)
-    wide, cast = (weights(opt, items, loaded).requested_bytes for loaded in (True, False))
-    biases = 12 * (5 * 768 + 3072)
-    assert wide - cast == 2 * biases
-
-
 def test_double_quantization_copies_its_table_for_each_linear() -> None:
     spec = parse_spec(load_config("Llama-3.2-1B"))
     case = Case.from_dict(
