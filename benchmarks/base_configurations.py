@@ -3,9 +3,9 @@
 Each is the default configuration of transformers 5.17, written down as far as it decides memory, so
 that the same seed draws the same cases whatever is installed. PLBart has twice its layers, ELECTRA
 four times and Blenderbot Small twice its width, to be above 0.1 B parameters; every other layer of
-Laguna slides, and has more heads. GPT-SW3 is its published 1.3B model in round numbers; every other
-layer of Gemma 4 slides, and the last half read earlier ones' keys and values, as in its small
-models; Ministral lacks `head_dim` by default, and cannot be built without.
+Laguna slides, and has more heads. GPT-SW3 is its published 1.3B model in round numbers; of Gemma
+3n's layers the second of five is full, and every other one of Gemma 4's, whose last half read
+earlier ones' keys and values; Ministral lacks `head_dim` by default, and cannot be built without.
 """
 
 from __future__ import annotations
@@ -120,6 +120,18 @@ BASE_CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "mamba_n_heads": 128,
         "mamba_d_state": 256,
         "mamba_chunk_size": 256,
+    },
+    "gemma3n_text": {
+        "vocab_size": 262_400,
+        "hidden_size": 2048,
+        "intermediate_size": 16_384,
+        "num_hidden_layers": 35,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 256,
+        "sliding_window": 512,
+        "layer_types": ["sliding_attention", "full_attention", *["sliding_attention"] * 3] * 7,
+        "num_kv_shared_layers": 15,
     },
     "gemma4_text": {
         "vocab_size": 262_144,

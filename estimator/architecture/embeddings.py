@@ -9,6 +9,7 @@ from estimator.architecture.context import Context
 from estimator.architecture.norms import norm
 from estimator.architecture.outside import EMBEDDED, TOKEN_INPUTS
 from estimator.architecture.parts import add, dropout, linear, parameter, scale
+from estimator.architecture.streams import into_streams
 from estimator.architecture.tape import PASS, Tape, Tensor
 from estimator.spec import ModelSpec, TokenTables
 
@@ -34,6 +35,10 @@ def embeddings(tape: Tape, spec: ModelSpec, ctx: Context) -> tuple[Tensor, tuple
     out = _with_input_grads(out, ctx)
     if spec.token_tables is not None:
         tape.outside[TOKEN_INPUTS] = _token_inputs(tape, out, spec.token_tables, ctx)
+    if spec.stream_ends is not None:
+        hidden, held = into_streams(tape, out, spec.stream_ends, ctx)
+        tape.drop(out)
+        return hidden, held
     if spec.project_in is not None and not spec.project_in_last:
         narrow, out = out, linear(tape, out, spec.project_in, ctx)
         _keep_leaf(tape, narrow, ctx)
@@ -109,7 +114,8 @@ def _token_inputs(tape: Tape, x: Tensor, spec: TokenTables, ctx: Context) -> Ten
     looked_up = tape.op(count, ctx.width, (found,))
     tape.drop(found)
     projected = linear(tape, x, spec.projection, ctx)
-    scaled = scale(tape, projected)
+    into = projected if spec.scaled_in_place else None
+    scaled = tape.op(projected.count, projected.width, (projected,), into=into)
     tape.drop(projected)
     normed = norm(tape, scaled, spec.norm, ctx)
     tape.drop(scaled)

@@ -217,6 +217,12 @@ def _refuse(case: Case, spec: ModelSpec) -> None:
         f"stack {case.stack!r} with other norms than RMSNorm": _norms_unknown(case, spec),
         f"stack {case.stack!r} without autocast on a quantized base that was not prepared, whose "
         "fp32 hidden states no head in half precision multiplies": _head_too_narrow(case),
+        f"autocast of {spec.model_type}": (
+            case.mixed_precision is not None and spec.stream_ends is not None
+        ),
+        f"training of {spec.model_type} on a quantized base (its code clamps a weight)": (
+            case.training and case.quantization is not None and spec.stream_ends is not None
+        ),
         "DoRA on stacked experts (peft has none)": _dora_experts(case, spec),
         f"adapters on the experts of {spec.model_type}, which run one after the other (name other "
         "target_modules)": _looped_experts_adapted(case, spec),

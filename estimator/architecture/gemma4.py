@@ -32,7 +32,7 @@ from estimator.spec import Attention, Layer, Moe, Norm, TokenInputs
 def attention(tape: Tape, x: Tensor, spec: Attention, ctx: Context) -> tuple[Tensor, Tensor | None]:
     """Return the block's output and, for eager, the probabilities that its caller still holds."""
     assert spec.query is not None
-    first = len(tape.nodes)
+    first = len(tape.nodes) if tape.aside is None else tape.aside
     query = _turned(tape, linear(tape, x, spec.query, ctx), spec, ctx)
     key, value = _keys_and_values(tape, x, spec, ctx, range(first, len(tape.nodes)))
     out, probabilities = attend(tape, query, key, value, spec, ctx)

@@ -219,7 +219,7 @@ def _forward(
             states = played.states
             run.change("temporaries", states.allocated_bytes, states.requested_bytes)
             named.append(states)
-    x = block_input(spec.hidden_size, ctx, grad=False, width=passes[order[-1]].out_width)
+    x = block_input(spec.stream_size, ctx, grad=False, width=passes[order[-1]].out_width)
     normed = blocks.final_norm(tape, x, spec, ctx)
     tape.drop(x, *held, *tape.outside.values())
     run.play(Pass.of(tape.take_events(), "the final norm"))
@@ -321,7 +321,7 @@ def _layer_pass(
     tape.outside = {
         name: Tensor(one.count, one.width, False, None) for name, one in outside.items()
     }
-    x = block_input(spec.hidden_size, ctx, grad=False, width=width)
+    x = block_input(spec.stream_size, ctx, grad=False, width=width)
     out = blocks.decoder_layer(tape, x, layer, ctx)
     tape.drop(x)
     forward = Pass.of(tape.take_events(), "a layer with its keys and values")

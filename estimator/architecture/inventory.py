@@ -128,9 +128,11 @@ def inventory(spec: ModelSpec, lora: Lora | None) -> Inventory:
             buffers += [4 * (features // 2)] * 2
     inner = (linear for layer in spec.layers for linear in layer.counted_linears)
     linears = tuple(linear for linear in (*inner, *spec.outer_linears) if linear.quantizable)
-    if spec.tied and spec.final_norm is not None and not spec.final_norm.shapes:
+    bare = spec.final_norm is not None and not spec.final_norm.shapes
+    if spec.tied and (bare or spec.stream_ends is not None):
         # What holds the model's last parameter is not quantized: the head, or the final norm, but
-        # without either the last linear (transformers/quantizers/base.py, OLMo 1B).
+        # without either (OLMo 1B), or behind it (Gemma 3n), the last linear
+        # (transformers/quantizers/base.py).
         linears = linears[:-1]
     buffers += spec.buffers
     caches: tuple[int, ...] = ()

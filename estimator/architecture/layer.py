@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from estimator.architecture import (
     alibi,
+    altup,
     falcon,
     falcon_h1,
     fp32_scores,
@@ -38,6 +39,7 @@ from estimator.architecture.parts import (
     product_input,
     scale,
 )
+from estimator.architecture.streams import out_of_streams
 from estimator.architecture.tape import Tape, Tensor
 from estimator.spec import Layer, ModelSpec
 
@@ -54,6 +56,7 @@ LAYERS: dict[str, Callable[[Tape, Tensor, Layer, Context], Tensor]] = {
     "falcon": falcon.falcon_layer,
     "griffin": griffin.griffin_layer,
     "falcon_h1": falcon_h1.falcon_h1_layer,
+    "altup": altup.altup_layer,
     "bloom": alibi.bloom_layer,
     "gemma4": gemma4.gemma4_layer,
     "shared": shared_layers.shared_layer,
@@ -138,6 +141,9 @@ def _residual_dropout(tape: Tape, x: Tensor, spec: Layer, ctx: Context) -> Tenso
 
 def final_norm(tape: Tape, x: Tensor, spec: ModelSpec, ctx: Context) -> Tensor:
     """The norm before the head, or what else ends the model."""
+    if spec.stream_ends is not None:
+        joined = out_of_streams(tape, x, spec.stream_ends, ctx)
+        return norm_in_place_of(tape, joined, spec.final_norm, ctx)
     out = norm(tape, x, spec.final_norm, ctx)
     if spec.project_out is not None:
         wide, out = out, linear(tape, out, spec.project_out, ctx)

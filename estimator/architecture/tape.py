@@ -104,6 +104,9 @@ class Tape:
     """What `share` holds."""
     lingering: list[Storage] = field(default_factory=list)
     """What `linger` holds."""
+    aside: int | None = None
+    """The first node of those beside the way to an attention's keys and values, where a layer plays
+    some before the attention."""
     outside: dict[str, Tensor] = field(default_factory=dict)
     """Tensors that layers read beside their input: made by the embeddings, or by another layer."""
     regions: dict[int, Region] = field(default_factory=dict)

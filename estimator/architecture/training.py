@@ -145,12 +145,12 @@ def _forward_and_backward(run: Run, spec: ModelSpec, ctx: Context, case: Case) -
         if stretch.stop < len(kinds.order):
             # Whether a layer's output is saved is for the next one to say.
             saved = kinds.passes[kinds.order[stretch.stop]].keeps_input
-            stream = ctx.tokens * spec.hidden_size * kinds.passes[key].out_width
+            stream = ctx.tokens * spec.stream_size * kinds.passes[key].out_width
             moved = expected_block(stream) * (saved - kinds.passes[key].keeps_input)
             run.rename("temporaries", "activations", moved)
     head = Tape(accumulate=accumulates)
     last = kinds.passes[kinds.order[-1]]
-    x = block_input(spec.hidden_size, ctx, last.out_grad, last.out_width)
+    x = block_input(spec.stream_size, ctx, last.out_grad, last.out_width)
     assert x.storage is not None
     x.storage.saved = last.keeps_input
     normed = blocks.final_norm(head, x, spec, ctx)
@@ -299,7 +299,7 @@ def _play_layer(
     reentrant = ctx.checkpointing and ctx.stack.reentrant_checkpointing
     tape = Tape(recording=not reentrant, discard=ctx.checkpointing, accumulate=accumulates)
     tape.outside.update(read)
-    x = block_input(spec.hidden_size, ctx, in_grad, in_width)
+    x = block_input(spec.stream_size, ctx, in_grad, in_width)
     out = blocks.decoder_layer(tape, x, layer, ctx)
     assert x.storage is not None
     assert out.storage is not None

@@ -72,11 +72,11 @@ def _model(reader: ConfigReader, features: int, default_window: int) -> ModelSpe
     kinds = [
         (seen, sharing, index == sizes.count - 1)
         for index, (seen, sharing) in enumerate(
-            zip(windows, _sharing(reader, windows), strict=True)
+            zip(windows, sharing_of(reader, windows), strict=True)
         )
     ]
 
-    def layer(kind: tuple[int | None, _Sharing, bool]) -> Layer:
+    def layer(kind: tuple[int | None, Sharing, bool]) -> Layer:
         seen, sharing, last = kind
         inner = _full_sizes(reader, sizes) if seen is None else sizes
         doubled = sharing.reads and reader.flag("use_double_wide_mlp", False)
@@ -108,7 +108,7 @@ def _model(reader: ConfigReader, features: int, default_window: int) -> ModelSpe
 
 
 @dataclass(frozen=True, slots=True)
-class _Sharing:
+class Sharing:
     """Whether a layer names its keys and values for others, whether there are any that read them,
     and whether it is one of these, or the last one."""
 
@@ -117,12 +117,23 @@ class _Sharing:
     reads: bool
     reads_last: bool
 
+    def applied(self, block: Attention) -> Attention:
+        """Return a layer's attention as this has it: without projections of what it reads."""
+        shared = replace(
+            block,
+            shares_states=self.shares,
+            states_read=self.is_read,
+            reads_states=self.reads,
+            reads_last=self.reads_last,
+        )
+        return replace(shared, key=None, value=None) if self.reads else shared
 
-def _sharing(reader: ConfigReader, windows: list[int | None]) -> list[_Sharing]:
+
+def sharing_of(reader: ConfigReader, windows: list[int | None], default: int = 0) -> list[Sharing]:
     """Return what each layer has to do with others' keys and values: the last layers read those of
     the last layer of their kind before them."""
     count = len(windows)
-    shared = reader.count("num_kv_shared_layers", 0)
+    shared = reader.count("num_kv_shared_layers", default)
     first = count - shared
     if first < 1 or not set(windows[first:]) <= set(windows[:first]):
         raise reader.error(
@@ -131,7 +142,7 @@ def _sharing(reader: ConfigReader, windows: list[int | None]) -> list[_Sharing]:
     named = {seen: index for index, seen in enumerate(windows[:first])}
     last = {seen: index for index, seen in enumerate(windows)}
     return [
-        _Sharing(
+        Sharing(
             shares=named[seen] == index,
             is_read=named[seen] == index and last[seen] >= first,
             reads=index >= first,
@@ -177,21 +188,15 @@ def _full_sizes(reader: ConfigReader, sizes: Sizes) -> Sizes:
 
 
 def _attention(
-    reader: ConfigReader, sizes: Sizes, window: int | None, sharing: _Sharing
+    reader: ConfigReader, sizes: Sizes, window: int | None, sharing: Sharing
 ) -> Attention:
     bias = reader.flag("attention_bias", False)
     normed = Norm("rms_pow", sizes.head_dim)
     more: dict[str, Any] = {"qk_norm": normed, "window": window, "recipe": "gemma4"}
     block = attention(reader, sizes, bias, bias, **more)
-    block = replace(
-        block,
-        shares_states=sharing.shares,
-        states_read=sharing.is_read,
-        reads_states=sharing.reads,
-        reads_last=sharing.reads_last,
-    )
+    block = sharing.applied(block)
     if sharing.reads:
-        return replace(block, key=None, value=None)
+        return block
     same = window is None and reader.flag("attention_k_eq_v", False)
     return replace(block, value=None) if same else block
 

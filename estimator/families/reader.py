@@ -20,6 +20,13 @@ class ConfigReader:
         self.config = config.config
         self.model_type = str(config.config.get("model_type"))
 
+    def with_field(self, name: str, value: Any) -> ConfigReader:
+        """Return a reader of the same configuration with another value of a field."""
+        reader = ConfigReader.__new__(ConfigReader)
+        reader.name, reader.model_type = self.name, self.model_type
+        reader.config = {**self.config, name: value}
+        return reader
+
     def size(
         self, *names: str, default: int | None = None, least: int = 1, most: int = MAX_SIZE
     ) -> int:

@@ -4,6 +4,7 @@ A spec is made of the same parts for every family: linears, norms, attentions, M
 modules in `estimator.families` translate each `model_type`'s configuration into it.
 """
 
+from estimator.spec.altup import AltUp, StreamEnds
 from estimator.spec.attention import Attention, HandedChoice, Indexer, Latent
 from estimator.spec.linears import Linear, Norm
 from estimator.spec.mixers import (
@@ -28,6 +29,7 @@ from estimator.spec.model import (
 )
 
 __all__ = [
+    "AltUp",
     "Attention",
     "DeltaNet",
     "Doubled",
@@ -49,6 +51,7 @@ __all__ = [
     "ShortConv",
     "State",
     "StateSpaceDual",
+    "StreamEnds",
     "TokenInputs",
     "TokenTables",
 ]

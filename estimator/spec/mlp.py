@@ -21,6 +21,8 @@ class Mlp:
     activation: str
     fused_gate: bool = False
     inner_norm: Norm | None = None
+    cut_off: bool = False
+    """Whether gates below a quantile are set to 0 (Gemma 3n)."""
     inner_dropout: float = 0.0
     """Dropout behind the activation (BART)."""
     adapter: tuple[Linear, ...] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from estimator.spec.altup import AltUp, StreamEnds
 from estimator.spec.attention import Attention
 from estimator.spec.linears import Linear, Norm
 from estimator.spec.mixers import HeadScan
@@ -44,6 +45,8 @@ class TokenTables:
     rows: int
     projection: Linear
     norm: Norm
+    scaled_in_place: bool = False
+    """Whether the projection is scaled in place (Gemma 3n)."""
 
     @property
     def features(self) -> int:
@@ -125,6 +128,8 @@ class Layer:
     estimator/architecture/layer.py."""
     token_inputs: TokenInputs | None = None
     """The layer's own input by token (Gemma 4's small models)."""
+    altup: AltUp | None = None
+    """How it mixes several streams of hidden states (Gemma 3n)."""
 
     @property
     def blocks(self) -> tuple[Attention, ...]:
@@ -142,6 +147,7 @@ class Layer:
         behind: tuple[Linear, ...] = () if self.shared is None else (self.shared.linear,)
         if self.doubled is not None:
             behind += 2 * self.doubled.mlp.linears
+        behind += () if self.altup is None else self.altup.linears
         return (*attention, *self.idle_linears, *mlp, *beside, *behind)
 
     @property
@@ -181,6 +187,7 @@ class Layer:
         if self.token_inputs is not None:
             own += (self.token_inputs.norm,)
         own += () if self.shared is None else (self.shared.norm,)
+        own += () if self.altup is None else self.altup.norms
         if self.doubled is not None:
             own += (self.doubled.input_norm, self.doubled.post_norm)
         return (*own, *(norm for norm in around if norm is not None))
@@ -189,6 +196,8 @@ class Layer:
     def parameters_apart(self) -> tuple[int, ...]:
         """Elements of each parameter that is no linear's or norm's."""
         attention = tuple(size for block in self.blocks for size in block.parameters_apart)
+        # What scales AltUp's output.
+        attention += () if self.altup is None else (self.altup.router.inputs,)
         return attention if self.mlp is None else (*attention, *self.mlp.parameters_apart)
 
 
@@ -316,6 +325,8 @@ class ModelSpec:
     """Whether its code mixes sequences up where more than one decodes (Falcon-H1's norm)."""
     token_tables: TokenTables | None = None
     """What makes the layers' own inputs by token (Gemma 4's small models)."""
+    stream_ends: StreamEnds | None = None
+    """What makes several streams of the embeddings, and one of them at the end (Gemma 3n)."""
     returns_probabilities: bool = False
     """Whether layers return eager attention's probabilities, which the model's loop then holds
     until the next layer returns (GPT-J)."""
@@ -325,8 +336,15 @@ class ModelSpec:
         """Linears outside the layers that adapters sit on and that are quantized."""
         before_head = None if self.head_transform is None else self.head_transform.dense
         beside = None if self.token_tables is None else self.token_tables.projection
-        outer = (self.project_in, self.project_out, beside, before_head)
+        ends = self.stream_ends
+        streams = () if ends is None else (*ends.into, *ends.out_of)
+        outer = (self.project_in, self.project_out, beside, before_head, *streams)
         return tuple(linear for linear in outer if linear is not None)
+
+    @property
+    def stream_size(self) -> int:
+        """Features a token of what flows between the layers."""
+        return self.hidden_size * (1 if self.stream_ends is None else self.stream_ends.streams)
 
     @property
     def embedding_size(self) -> int:
@@ -391,6 +409,9 @@ class ModelSpec:
             yield tables.rows * tables.features
             yield tables.projection.weight_count
             yield from tables.norm.shapes
+        if self.stream_ends is not None:
+            for linear in (*self.stream_ends.into, *self.stream_ends.out_of):
+                yield linear.weight_count
         for projection in (self.project_in, self.project_out):
             if projection is not None:
                 yield projection.weight_count

@@ -147,6 +147,20 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "shared_expert_combination_strategy": "sum",
         "rms_norm_eps": 1e-5,
     },
+    "gemma3n_text": {
+        "model_type": "gemma3n_text",
+        **SIZES,
+        "head_dim": 32,
+        "num_hidden_layers": 6,
+        "intermediate_size": [512, 512, 256, 256, 512, 512],
+        "layer_types": ["sliding_attention", "full_attention"] * 3,
+        "sliding_window": 128,
+        "hidden_size_per_layer_input": 64,
+        "vocab_size_per_layer_input": 400,
+        "num_kv_shared_layers": 3,
+        "laurel_rank": 32,
+        "activation_sparsity_pattern": [0.95, 0.95, 0.0, 0.0, 0.0, 0.0],
+    },
     "gemma4_unified_text": {
         "model_type": "gemma4_unified_text",
         **SIZES,
@@ -265,8 +279,8 @@ RUNS: dict[str, dict[str, Any]] = {
 
 NO_ADAPTERS_ON_ROUTERS = ("phimoe", "llama4_text")
 """Routers that are linears of their own kind: peft fails on them."""
-NO_QUANTIZATION = ("longcat_flash",)
-"""Code that multiplies by a linear's weight itself: it fails where that is quantized."""
+NO_QUANTIZATION = ("longcat_flash", "gemma3n_text")
+"""Code that multiplies by a linear's weight itself (in training): it fails on a quantized one."""
 LOOPED = ("longcat_flash",)
 """Experts that run one after the other, on which adapters have no formulas."""
 

@@ -372,3 +372,51 @@ def test_adapters_on_experts_in_a_loop_are_refused_with_the_way_out() -> None:
     # Two attentions a layer.
     sizes = 2 * 28 * 16 * ((1536 + 64 * 192) + (64 * 128 + 6144))
     assert adapted.parameters.trainable == sizes
+
+
+GEMMA3N: dict[str, Any] = {
+    "model_type": "gemma3n_text",
+    "hidden_size": 128,
+    "intermediate_size": [256, 256, 128, 128],
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_kv_shared_layers": 2,
+    "vocab_size": 500,
+    "vocab_size_per_layer_input": 300,
+}
+
+
+def test_gemma3n_flows_in_streams_and_cuts_the_gates_of_its_first_layers_off() -> None:
+    spec = spec_of(GEMMA3N, activation_sparsity_pattern=[0.95, 0.0, 0.0, 0.0])
+    assert spec.stream_size == 4 * 128
+    assert [layer.attention.cached_features for layer in spec.layers][2:] == [(), ()]
+    cut = [getattr(layer.mlp, "cut_off", None) for layer in spec.layers]
+    assert cut == [True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"intermediate_size": [256, 128]}, "but must be a width, or a list of 4"),
+        ({"activation_sparsity_pattern": [0.9]}, "but must be a list of 4 shares"),
+        ({"activation_sparsity_pattern": ["much"] * 4}, "but must be a number a layer"),
+    ],
+)
+def test_an_impossible_field_of_gemma3n_is_named(fields: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ModelError, match=sentence):
+        spec_of(GEMMA3N, **fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"mixed_precision": "bf16"},
+        {"task": "training", "method": "lora", "quantization": "nf4"},
+    ],
+)
+def test_what_gemma3n_has_no_formulas_for_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedError, match="use gpumem trace"):
+        estimate(Case.from_dict({"model": GEMMA3N, **fields}))
