@@ -19,7 +19,7 @@ from estimator.families.blocks import (
     read_sizes,
 )
 from estimator.families.gemma4 import Sharing, sharing_of
-from estimator.families.reader import ConfigReader
+from estimator.families.reader import MAX_SIZE, ConfigReader
 from estimator.spec import (
     AltUp,
     Attention,
@@ -163,12 +163,12 @@ def _cut_off(reader: ConfigReader, count: int) -> list[bool]:
 
 def _by_layer(reader: ConfigReader, name: str, kind: type[int] | type[float]) -> list[Any]:
     """Return a field's numbers: one a layer, or a single one for all."""
-    value = reader.config.get(name)
-    listed = value if isinstance(value, list) else [value]
+    value: Any = reader.config.get(name)
+    listed: list[Any] = value if isinstance(value, list) else [value]
+    least = 1 if kind is int else 0
     for item in listed:
-        whole = isinstance(item, int) and not isinstance(item, bool)
-        known = whole or (kind is float and isinstance(item, float))
-        if not known or not item >= 0:
+        numeric = isinstance(item, (int, kind)) and not isinstance(item, bool)
+        if not (numeric and least <= item <= MAX_SIZE):
             raise reader.error(name, item, "a number a layer")
     return listed
 
