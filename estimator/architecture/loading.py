@@ -46,6 +46,9 @@ def module_order(spec: ModelSpec, lora: Lora | None) -> Iterator[Place]:
             for size in spec.buffers[index * each : (index + 1) * each]:
                 yield Place("buffer", size)
         yield from kinds[number]
+    if spec.stream_ends is not None:
+        for linear in (*spec.stream_ends.into, *spec.stream_ends.out_of):
+            yield from _linear(linear, lora)
     if dense is not None and "head" not in spec.defined_first:
         yield from _linear(dense, lora)
     if not spec.tied:
