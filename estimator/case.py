@@ -198,6 +198,20 @@ def sequence_parallel_lines(case: Case) -> tuple[str, ...]:
     )
 
 
+def scaler_lines(case: Case) -> tuple[str, ...]:
+    """Return what keeps Trainer from a step that answers are given for, for their assumptions.
+
+    Source: torch/amp/grad_scaler.py, `_unscale_grads_` (fp16); aten's AmpKernels.cu (bf16).
+    """
+    half = case.dtype != "float32"
+    if not case.training or case.mixed_precision != "fp16" or case.method != "full" or not half:
+        return ()
+    return (
+        f"a loop without a gradient scaler: Trainer's unscales no {case.dtype} gradients, and "
+        "stops at its first step; train float32 weights under fp16, or adapters",
+    )
+
+
 _FIELD_NAMES = tuple(field.name for field in fields(Case))
 
 _DEFAULTS = {field.name: field.default for field in fields(Case)}

@@ -23,7 +23,7 @@ from estimator.architecture.run import Run
 from estimator.architecture.sequence_parallel import refuse_spread
 from estimator.architecture.stretches import distinct_layers
 from estimator.architecture.training import play_training
-from estimator.case import Case, sequence_parallel_lines
+from estimator.case import Case, scaler_lines, sequence_parallel_lines
 from estimator.config_source import ModelConfig, load_config
 from estimator.errors import CaseError, UnsupportedError
 from estimator.families import parse_spec
@@ -376,6 +376,7 @@ def _assumptions(case: Case, config: ModelConfig) -> tuple[str, ...]:
     if case.training:
         version = "5" if case.stack is None else f"as {case.stack} has it"
         lines.append(f"Trainer's step of transformers {version}, read from the second step on")
+        lines += scaler_lines(case)
         lines += sequence_parallel_lines(case)
         if case.recomputes_attention:
             lines.append(

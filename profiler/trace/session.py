@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from estimator.case import Case, sequence_parallel_lines
+from estimator.case import Case, scaler_lines, sequence_parallel_lines
 from estimator.errors import UnsupportedError
 from estimator.gpus import workspace_bytes
 from estimator.losses import LOSS_LINES
@@ -210,6 +210,7 @@ def _assumptions(case: Case, expandable: bool, padded: bool) -> tuple[str, ...]:
     ]
     if expandable:
         lines.append("the allocator with expandable_segments:True")
+    lines += scaler_lines(case)
     lines += sequence_parallel_lines(case)
     if case.training:
         lines += LOSS_LINES[case.loss]

@@ -6,14 +6,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from estimator import estimate
 from estimator.architecture.context import inference_context, training_context
 from estimator.architecture.parts import add, cast, half_weight, multiply, parameter
 from estimator.architecture.tape import Tape
 from estimator.architecture.widths import HALF, OTHER_HALF, promoted
-from estimator.case import Case
+from estimator.case import Case, scaler_lines
 
 WIDTHS = st.sampled_from([HALF, OTHER_HALF, 4])
-LLAMA = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 1}
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "vocab_size": 100,
+}
 
 
 def case(**fields: object) -> Case:
@@ -75,3 +83,18 @@ def test_autocast_remembers_casts_of_fp32_weights_alone() -> None:
         before = len(tape.events)
         tape.release_cached()
         assert (len(tape.events) > before) == kept
+
+
+def test_full_training_of_half_weights_under_fp16_names_the_scaler() -> None:
+    full = case(task="training", dtype="bfloat16", mixed_precision="fp16")
+    (line,) = scaler_lines(full)
+    assert "no bfloat16 gradients" in line
+    assert line in estimate(full).assumptions
+    for fields in (
+        {"method": "lora"},
+        {"dtype": "float32"},
+        {"mixed_precision": "bf16", "dtype": "float16"},
+        {"task": "inference"},
+    ):
+        other = {"task": "training", "dtype": "bfloat16", "mixed_precision": "fp16", **fields}
+        assert not scaler_lines(case(**other))
