@@ -85,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     file = None if options.output is None else AnswerFile(options.output)
     try:
         answers = {} if file is None else file.read()
+        apart = {} if options.held_out is None else AnswerFile(options.held_out).read()
     except GpumemError as error:
         print(f"gpumem: {error}", file=sys.stderr)
         return 2
@@ -105,12 +106,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     whole = trace_cases(missing, options.workers, options.timeout, keep)
     found = [answers[case.case_id] for case in cases if case.case_id in answers]
     results = [compare_answer(answer) for answer in found]
+    held_out = [compare_answer(answer) for answer in apart.values()]
     for line in text_lines(results, options.show, options.tables):
         print(line)
     for line in slowest_lines(found, options.show if options.tables else 0):
         print(line)
     if options.page is not None:
-        write_page(options.page, results, options.seed, len(cases))
+        write_page(options.page, results, options.seed, len(cases), held_out)
     if not whole:
         return INTERRUPTED
     unanswered = len(found) < len(cases) or any(isinstance(one, Failure) for one in results)
@@ -132,6 +134,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--show", type=int, default=10, help="how many of the worst to print")
     parser.add_argument("--no-trace", action="store_true", help="only what the file answers")
     parser.add_argument("--page", type=Path, help="write the results as Markdown")
+    parser.add_argument(
+        "--held-out", type=Path, help="a file of another seed's answers, for a section of the page"
+    )
     parser.add_argument(
         "-o", "--output", type=Path, help="file of the trace's answers, JSON lines; is resumed"
     )

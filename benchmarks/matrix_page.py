@@ -29,7 +29,8 @@ own code ([trace.md](trace.md)); the formulas are [formulas.md](formulas.md)'s.
 This page is written by
 
     python -m benchmarks.matrix --seed {seed} --count {count} \\
-        -o results/reports/matrix.jsonl --page docs/matrix.md
+        -o results/reports/matrix.jsonl --held-out results/reports/matrix-7042.jsonl \\
+        --page docs/matrix.md
 
 The trace's answers are kept in that file, so that only the formulas are asked again; without it the
 run takes some seconds a case and core. `--seed` draws others.
@@ -40,13 +41,29 @@ else is said; plus means over-estimate, `under` and `over` are the worst of each
 """
 
 
-def write_page(path: Path, results: Sequence[Result], seed: int, count: int) -> None:
-    """Write the page; `results` are those of the `count` cases drawn from `seed`."""
+_HELD_OUT = """## Held out
+
+Cases of another seed, of which none was looked at while formulas were mended: what to expect of
+cases that no one has tried.
+"""
+
+
+def write_page(
+    path: Path, results: Sequence[Result], seed: int, count: int, held_out: Sequence[Result] = ()
+) -> None:
+    """Write the page.
+
+    Args:
+        results: those of the `count` cases drawn from `seed`.
+        held_out: those of cases that formulas were not developed against.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(_lines(results, seed, count)) + "\n", encoding="utf-8")
+    path.write_text("\n".join(_lines(results, seed, count, held_out)) + "\n", encoding="utf-8")
 
 
-def _lines(results: Sequence[Result], seed: int, count: int) -> Iterator[str]:
+def _lines(
+    results: Sequence[Result], seed: int, count: int, held_out: Sequence[Result]
+) -> Iterator[str]:
     compared, failures = split(results)
     yield _HEAD.format(seed=seed, count=count)
     unanswered = count - len(compared)
@@ -54,6 +71,7 @@ def _lines(results: Sequence[Result], seed: int, count: int) -> Iterator[str]:
     yield ""
     if compared:
         yield from _totals(compared)
+        yield from _apart(held_out)
         yield from _groups("Model types", ("type",), _one(by_family(compared)))
         yield from _groups("Axes", ("axis", "value"), by_axis(compared))
         yield from _worst(compared)
@@ -66,6 +84,16 @@ def _lines(results: Sequence[Result], seed: int, count: int) -> Iterator[str]:
         yield f"* {count - len(results)} not traced yet"
     if not failures and len(results) == count:
         yield "Nothing."
+
+
+def _apart(held_out: Sequence[Result]) -> Iterator[str]:
+    compared, failures = split(held_out)
+    if not compared:
+        return
+    yield _HELD_OUT
+    yield f"Answered by both: {len(compared)}. Not answered: {len(failures)}."
+    yield ""
+    yield from _totals(compared)
 
 
 def _reason(message: str) -> str:

@@ -105,7 +105,7 @@ def spread_product(tape: Tape, a: Tensor, b: Tensor, count: int, ctx: Context) -
     sums are the engine's, which makes them before the node lets go of what it saved, but after
     checkpointing's nodes did.
     """
-    if ctx.checkpointing:
+    if ctx.checkpointing and not ctx.stack.reentrant_checkpointing:
         wide = tuple(_spread(tape, x, count) for x in (a, b))
         out = tape.op(count, 4, wide, operands(*wide))
         tape.drop(*wide)

@@ -123,6 +123,27 @@ def test_tables_and_the_page(
     assert "* 1 by the trace: no such thing" in text
 
 
+def test_the_page_has_a_section_of_cases_held_out(
+    tmp_path: Path, worker: type[Scripted], capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, apart = tmp_path / "page.md", tmp_path / "apart.jsonl"
+    run(tmp_path / "matrix.jsonl", "--page", str(page))
+    assert "Held out" not in page.read_text()
+    file = AnswerFile(apart)
+    answered = [case for case in draw_cases(SEED + 1, 8, QUICK) if case.mixed_precision is None][:2]
+    for case in answered:
+        file.add(Answer(case, 1.5, estimate(case)))
+    file.add(Answer(replace(answered[0], batch_size=77), 1.5, None, "no such thing", "CaseError"))
+    run(tmp_path / "matrix.jsonl", "--held-out", str(apart), "--page", str(page))
+    section = page.read_text().partition("## Held out")[2].partition("## Model types")[0]
+    assert "Answered by both: 2. Not answered: 1." in section
+    assert "| peak allocated | 2 | 0.0000 % |" in section
+    capsys.readouterr()
+    apart.write_text("no answer\n")
+    assert run(tmp_path / "matrix.jsonl", "--held-out", str(apart), "--page", str(page)) == 2
+    assert "is no answer" in capsys.readouterr().err
+
+
 def test_an_answer_reads_back(tmp_path: Path) -> None:
     file = AnswerFile(tmp_path / "answers.jsonl")
     for case in (case for case in draw_cases(SEED, 8, QUICK) if case.mixed_precision is None):
