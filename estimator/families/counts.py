@@ -21,30 +21,9 @@ def linear(inputs: int, outputs: int, bias: bool = False) -> int:
     return inputs * outputs + (outputs if bias else 0)
 
 
-def convolution(channels: int, kernel: int, bias: bool) -> int:
-    """Return the elements of a convolution of each channel by itself."""
-    return channels * kernel + (channels if bias else 0)
-
-
 def gated_mlp(hidden: int, width: int, bias: bool = False) -> int:
     """Return the elements of a gate, an up and a down projection."""
     return 2 * linear(hidden, width, bias) + linear(width, hidden, bias)
-
-
-def grouped_attention(
-    reader: ConfigReader, hidden: int, bias: bool, kv_heads: int | None = None
-) -> int:
-    """Return the elements of the projections of grouped heads, 32 by default.
-
-    Args:
-        bias: of all four projections.
-        kv_heads: the family's default; None for as many as heads.
-    """
-    given = "num_key_value_heads" in reader.config
-    heads, grouped = reader.heads(None if given else kv_heads, 32)
-    d = reader.head_dim(hidden, heads)
-    inputs = linear(hidden, heads * d, bias) + 2 * linear(hidden, grouped * d, bias)
-    return inputs + linear(heads * d, hidden, bias)
 
 
 def experts(hidden: int, width: int, count: int) -> int:
