@@ -66,6 +66,8 @@ def recomputable(spec: ModelSpec) -> bool:
     Else it is code of the layers' own, which nothing can be wrapped around. What has no core
     attention (delta nets, convolutions) is left as it is, where other layers have one.
     """
+    if any(layer.attention.eager == "plain_named" for layer in distinct_layers(spec)):
+        return False
     kinds = {layer.attention.recipe for layer in distinct_layers(spec)}
     own = {layer.recipe for layer in distinct_layers(spec)} & set(_OWN_CORES_OF_LAYERS)
     return not own and kinds <= {*_FUNCTIONS, *_NO_CORES} and not kinds.isdisjoint(_FUNCTIONS)

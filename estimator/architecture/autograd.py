@@ -69,7 +69,7 @@ def run_backward(
             region.release(tape)
         for tensor, storage, viewed in made:
             if tensor.parameter:
-                tape.keep_gradient(storage, tensor.graded)
+                tape.keep_gradient(storage, tensor.sharing)
             elif id(tensor) in buffers:
                 _sum(tape, buffers, tensor, storage)
             else:

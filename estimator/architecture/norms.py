@@ -49,7 +49,7 @@ def norm(tape: Tape, x: Tensor, spec: Norm | None, ctx: Context) -> Tensor:
         back = cast(tape, normed, x.width)
         # A norm in fp32 makes what it is given fp32.
         width = _weight_width(x, ctx) if ctx.loaded_width is None else ctx.width
-        weight = parameter(spec.size * spec.groups, width, ctx.full, spec.graded)
+        weight = parameter(spec.size * spec.groups, width, ctx.full, spec.sharing)
         out = _times_weight(tape, back, weight)
         tape.drop(back)
     tape.drop(normed, variance, rstd)

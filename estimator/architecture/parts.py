@@ -12,12 +12,12 @@ from estimator.architecture.widths import promoted
 from estimator.spec import Linear
 
 
-def parameter(count: int, width: int, trains: bool, graded: bool = False) -> Tensor:
+def parameter(count: int, width: int, trains: bool, sharing: str = "") -> Tensor:
     """Return a parameter: no bytes of its own on the tape, a gradient if it trains.
 
-    `graded` is whether there is one already, which is added to.
+    `sharing` is as for `Linear`.
     """
-    return Tensor(count, width, trains, None, parameter=True, graded=graded)
+    return Tensor(count, width, trains, None, parameter=True, sharing=sharing)
 
 
 def operands(a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
@@ -191,11 +191,11 @@ def _product(
 ) -> Tensor:
     """The product of what was read for it, which is consumed."""
     # A class of its own multiplies by its weight's transpose.
-    table = parameter(spec.weight_count, 4 if spec.fp32 else ctx.width, ctx.full, spec.graded)
+    table = parameter(spec.weight_count, 4 if spec.fp32 else ctx.width, ctx.full, spec.sharing)
     weight = half_weight(tape, table, ctx, viewed=spec.own_class)
     inputs: tuple[Tensor, ...] = (weight, read)
     if spec.bias and not spec.own_class:
-        bias = parameter(spec.outputs, ctx.width, ctx.full, spec.graded)
+        bias = parameter(spec.outputs, ctx.width, ctx.full, spec.sharing)
         bias = half_weight(tape, bias, ctx)
         inputs = (bias, weight, read)
     saves = operands(read, weight)

@@ -33,10 +33,10 @@ class Tensor:
     """A tensor of `count` elements of `width` bytes; `storage` is None for parameters.
 
     `grad` is whether it requires grad; `parameter` whether it is a leaf that keeps its gradient,
-    `graded` whether it has one already.
+    `sharing` which of the layers that share it this is.
     """
 
-    __slots__ = ("count", "grad", "graded", "parameter", "storage", "width")
+    __slots__ = ("count", "grad", "parameter", "sharing", "storage", "width")
 
     def __init__(
         self,
@@ -45,12 +45,12 @@ class Tensor:
         grad: bool,
         storage: Storage | None,
         parameter: bool = False,
-        graded: bool = False,
+        sharing: str = "",
     ) -> None:
         self.count = count
         self.width = width
         self.grad = grad
-        self.graded = graded
+        self.sharing = sharing
         self.storage = storage
         self.parameter = parameter
 
@@ -382,11 +382,18 @@ class Tape:
                 self._free(storage)
         saved.clear()
 
-    def keep_gradient(self, storage: Storage, graded: bool = False) -> None:
-        """A parameter's gradient is complete: it stays, or is added to the one that is there."""
-        if self.accumulate or graded:
+    def keep_gradient(self, storage: Storage, sharing: str = "") -> None:
+        """A parameter's gradient is complete: it stays, or is added to the one that is there.
+
+        Of a parameter that layers share the sum is made first, which waits for the first layer.
+        """
+        if sharing in ("first", "between"):
             self.release(storage)
-        else:
+            if sharing == "first" and self.accumulate:
+                self.release(Storage(storage.requested, None))
+        elif self.accumulate and sharing != "last":
+            self.release(storage)
+        elif not self.accumulate:
             storage.component = "gradients"
 
     def _stop(self, saved_last: tuple[Tensor, ...]) -> None:

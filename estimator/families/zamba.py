@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from estimator.families.blocks import Sizes, model
 from estimator.families.counts import check_length, kinds, layer_count, time_step_rank
@@ -14,8 +15,8 @@ from estimator.families.mamba import in_place_of_attention, state_space
 from estimator.families.reader import ConfigReader
 from estimator.spec import Attention, HeadScan, Layer, Linear, Mlp, ModelSpec, Norm, Shared
 
-Ties = dict[str, bool]
-"""Fields of linears: whether they are tied, and whether a layer behind has the same."""
+Ties = dict[str, Any]
+"""Fields of linears: whether they are tied, and which of the layers with the same this is."""
 
 _KINDS = ("linear_attention", "hybrid")
 _NAMES = ("layers_block_type", "layer_types")
@@ -130,7 +131,7 @@ def _layers(
     hidden = mixer.output.outputs
     norm = Norm("rms", hidden)
     count = listed.count("hybrid")
-    full, _ = blocks({"graded": False, "tied": False})
+    full, _ = blocks({"sharing": "", "tied": False})
     mixed = replace(
         full,
         query=None,
@@ -148,16 +149,16 @@ def _layers(
         if kind != "hybrid":
             layers.append(plain)
             continue
-        graded = place + blocks_shared < count
+        sharing = _sharing(place, blocks_shared, count)
         alike = len(range(place % blocks_shared, count, blocks_shared))
-        attention, mlp = blocks({"graded": graded, "tied": alike > 1})
+        attention, mlp = blocks({"sharing": sharing, "tied": alike > 1})
         own = tuple(linear for pair in attention.adapters for linear in pair) + mlp.adapter
         assert attention.query is not None
         layers.append(
             Layer(
-                Norm("rms", attention.query.inputs, graded=graded),
+                Norm("rms", attention.query.inputs, sharing=sharing),
                 attention,
-                Norm("rms", hidden, graded=graded),
+                Norm("rms", hidden, sharing=sharing),
                 mlp,
                 beside=mixed,
                 shared=Shared(
@@ -172,6 +173,13 @@ def _layers(
         )
         place += 1
     return tuple(layers)
+
+
+def _sharing(place: int, blocks_shared: int, count: int) -> str:
+    before, behind = place >= blocks_shared, place + blocks_shared < count
+    if before and behind:
+        return "between"
+    return "last" if before else "first" if behind else ""
 
 
 def _low_rank(inputs: int, rank: int, outputs: int, tied: bool) -> tuple[Linear, Linear]:

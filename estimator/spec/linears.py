@@ -31,9 +31,9 @@ class Linear:
     """Whether transformers does not quantize it, as its class asks (`_keep_in_fp32_modules`)."""
     tied: bool = False
     """Whether its weight is another's, too: transformers then does not quantize it either."""
-    graded: bool = False
-    """Whether a layer behind has the same parameters (Zamba): they have a gradient already when
-    this layer's backward runs."""
+    sharing: str = ""
+    """Which of several layers with the same parameters (Zamba) it is in, where there are several:
+    the `first`, the `last`, or one `between`. Backward begins with the last."""
 
     @property
     def quantizable(self) -> bool:
@@ -63,14 +63,14 @@ class Norm:
     - `layer`: torch's LayerNorm with bias; `layer_plus_one` scales by 1 + weight (Nemotron);
     - `layer_no_bias`: without bias; `layer_fp32`: in fp32, without parameters (OLMo).
 
-    `groups` is the number of rows that have weights of their own (Cohere's query heads), `graded`
+    `groups` is the number of rows that have weights of their own (Cohere's query heads), `sharing`
     as for `Linear`.
     """
 
     kind: str
     size: int
     groups: int = 1
-    graded: bool = False
+    sharing: str = ""
 
     @property
     def shapes(self) -> tuple[int, ...]:

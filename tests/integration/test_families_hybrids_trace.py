@@ -134,6 +134,12 @@ RUNS: dict[str, dict[str, Any]] = {
         "sequence_length": 64,
     },
     "chunked loss": {"task": "training", "batch_size": 2, "sequence_length": 80, "loss": "chunked"},
+    "accumulated": {
+        "task": "training",
+        "batch_size": 2,
+        "sequence_length": 32,
+        "gradient_accumulation_steps": 2,
+    },
     "prefill": {"batch_size": 3, "sequence_length": 90, "max_new_tokens": 3},
     "decode": {"batch_size": 4, "sequence_length": 8, "max_new_tokens": 200, "dtype": "float16"},
     "static": {"batch_size": 2, "sequence_length": 64, "max_new_tokens": 100, "cache": "static"},
