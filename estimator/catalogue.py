@@ -85,6 +85,32 @@ def find_model(name: str) -> CatalogueEntry:
     )
 
 
+_TUNED = frozenset({"instruct", "it", "chat", "base", "pt"})
+"""What a name says of a model's tuning, which as a rule changes no shape (Mixtral-8x22B's grew its
+vocabulary by 768 tokens)."""
+
+
+@lru_cache(maxsize=1024)
+def find_relative(name: str) -> CatalogueEntry | None:
+    """Return the one model whose name differs in its tuning only, or None.
+
+    `Llama-3.1-8B-Instruct` is tuned from `Llama-3.1-8B`, and has its layers.
+    """
+    owner, _, short = name.strip().lower().rpartition("/")
+    wanted = _untuned(short)
+    found = [
+        entry
+        for entry in entries()
+        if _untuned(entry.short_name) == wanted
+        and (not owner or entry.name.lower().startswith(f"{owner}/"))
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def _untuned(short_name: str) -> tuple[str, ...]:
+    return tuple(part for part in _loose(short_name).split("-") if part not in _TUNED)
+
+
 def _loose(name: str) -> str:
     return re.sub(r"[\s_-]+", "-", name.strip().lower()).removesuffix("-hf")
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from estimator.catalogue import find_model
+from estimator.catalogue import CatalogueEntry, find_model, find_relative
 from estimator.checkpoint import Checkpoint, read_checkpoint
 from estimator.errors import ModelError, show_value
 from estimator.hub_cache import cached_snapshot
@@ -49,7 +49,8 @@ def load_config(model: str | dict[str, Any]) -> ModelConfig:
 
     A string that starts with `.`, `/` or `~` or ends in `.json` is a path. Otherwise a folder of
     that name that holds a config.json comes first (as in transformers), then the catalogue, then
-    what the Hub's cache on this machine holds.
+    what the Hub's cache on this machine holds, then a model of the catalogue whose name differs in
+    its tuning only (`-Instruct`), which a note says.
 
     Raises:
         ModelError: one sentence: unknown name, unreadable or empty file, not JSON (with the
@@ -76,8 +77,18 @@ def load_config(model: str | dict[str, Any]) -> ModelConfig:
         snapshot = cached_snapshot(model)
         if snapshot is not None:
             return replace(_read(snapshot), name=model)
-        raise
-    return ModelConfig(entry.name, copy.deepcopy(entry.config), "catalogue", entry.parameters)
+        relative = find_relative(model)
+        if relative is None:
+            raise
+        return _from_catalogue(
+            relative, f"{model.strip()} is taken to have {relative.name}'s shapes"
+        )
+    return _from_catalogue(entry)
+
+
+def _from_catalogue(entry: CatalogueEntry, *notes: str) -> ModelConfig:
+    config = copy.deepcopy(entry.config)
+    return ModelConfig(entry.name, config, "catalogue", entry.parameters, notes=notes)
 
 
 def _read(path: Path) -> ModelConfig:

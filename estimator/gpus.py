@@ -71,6 +71,11 @@ def find_gpu(name: str) -> Gpu:
             f"{', '.join(gpu.name for gpu in found)}",
             "gpu",
         )
+    sized = _of_size(name)
+    if sized:
+        raise CaseError(
+            f"gpu is {name!r}, which is a size: say which card, of {', '.join(sized)}", "gpu"
+        )
     names = [gpu.name for gpu in gpus()]
     hint = did_you_mean(name, names)
     raise CaseError(
@@ -78,6 +83,15 @@ def find_gpu(name: str) -> Gpu:
         "(`gpumem gpus` lists them)",
         "gpu",
     )
+
+
+def _of_size(name: str) -> list[str]:
+    """Return the cards that are sold under a size: "24GB" is 22.5 to 24.0 GiB."""
+    size = re.fullmatch(r"\s*(\d+)\s*(?:gi?b?)?\s*", name, re.IGNORECASE)
+    if size is None:
+        return []
+    sold = int(size[1]) * KIB
+    return [gpu.name for gpu in gpus() if 0.92 * sold <= gpu.memory_mib <= sold]
 
 
 def workspace_bytes(gpu_name: str | None) -> int:

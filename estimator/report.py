@@ -232,6 +232,11 @@ class MemoryReport:
         )
         return tuple(one for one in known if one.size_bytes is not None or one.interval is not None)
 
+    def __str__(self) -> str:
+        peak = self.peak
+        text = f"{self.source}: peak {format_both(peak.allocated_bytes)} in {peak.phase}"
+        return text if peak.reason is None else f"{text}: {peak.reason}"
+
     def _repr_html_(self) -> str:
         rows = "".join(
             f"<tr><td>{name.replace('_', ' ')}</td><td>{format_gb(size)}</td>"

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from estimator.catalogue import entries, find_model
+from estimator.catalogue import entries, find_model, find_relative
 from estimator.errors import ModelError
 
 # Counts that FACTS and the model cards agree on.
@@ -77,6 +77,25 @@ def test_misspelt_names_get_suggestions_and_the_way_out(name: str, suggested: st
     assert suggested in message.partition("did you mean ")[2].partition("?")[0].split(", ")
     assert "config.json" in message
     assert "gpumem models" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [
+        ("meta-llama/Llama-3.1-8B-Instruct", "meta-llama/Llama-3.1-8B"),
+        ("gemma-2-9b-it", "google/gemma-2-9b"),
+        ("Mixtral-8x7B-Instruct-v0.1", "mistralai/Mixtral-8x7B-v0.1"),
+        ("Llama-2-7b-chat-hf", "meta-llama/Llama-2-7b-hf"),
+        ("Qwen2-72B", "Qwen/Qwen2-72B-Instruct"),
+        ("somebody/Llama-3.1-8B-Instruct", None),
+        ("Mixtral-8x22B-chat", None),  # two of the catalogue differ in their tuning alone
+        ("instruct", None),
+        ("Llama-3.1-8B-AWQ", None),
+    ],
+)
+def test_names_that_differ_in_their_tuning(name: str, base: str | None) -> None:
+    relative = find_relative(name)
+    assert (relative.name if relative else None) == base
 
 
 @pytest.mark.parametrize("name", ["", "  ", "zzzzqqqq", "x" * 100_000, "a/b/c", "\udcff"])

@@ -32,6 +32,14 @@ def test_catalogue_name() -> None:
     assert config.config["n_embd"] == 768
 
 
+def test_a_tuned_model_has_the_shapes_of_its_base_and_says_so() -> None:
+    found, base = load_config("Llama-3.1-8B-Instruct"), load_config("Llama-3.1-8B")
+    assert (found.config, found.parameters) == (base.config, base.parameters)
+    assert found.notes == (
+        "Llama-3.1-8B-Instruct is taken to have meta-llama/Llama-3.1-8B's shapes",
+    )
+
+
 def test_the_catalogue_cannot_be_changed_through_a_config() -> None:
     load_config("gpt2").config["n_embd"] = 1
     assert load_config("gpt2").config["n_embd"] == 768

@@ -72,6 +72,13 @@ def test_a_name_of_two_cards_asks_which() -> None:
         find_gpu("NVIDIA A100")
 
 
+@pytest.mark.parametrize("typed", ["24GB", "24", " 24 GiB "])
+def test_a_size_asks_for_a_card_of_that_size(typed: str) -> None:
+    with pytest.raises(CaseError, match=r"say which card, of .*L4, .*RTX-4090") as raised:
+        find_gpu(typed)
+    assert "T4," not in str(raised.value)
+
+
 def test_workspaces_by_architecture() -> None:
     assert workspace_bytes(None) == workspace_bytes("A100-80GB") == 8_519_680
     assert workspace_bytes("H100") == workspace_bytes("B200") == 32 * 2**20

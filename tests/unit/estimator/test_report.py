@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 
+from estimator import estimate
 from estimator.article import estimate_article
 from estimator.case import Case
 from estimator.report import COMPONENTS, Beyond, Components, Interval, MemoryReport, Peak
@@ -66,6 +67,13 @@ def test_components_from_names() -> None:
     assert (parts.weights_bytes, parts.kv_cache_bytes, parts.total_bytes) == (3, 4, 7)
     with pytest.raises(TypeError):
         Components.from_names({"wheels": 1})
+
+
+def test_print_says_the_peak_in_one_line() -> None:
+    text = str(estimate({"model": "Llama-3.2-1B", "task": "training"}))
+    assert text.startswith("architecture: peak ")
+    assert " GiB) in backward: backward" in text
+    assert "\n" not in text
 
 
 def test_more_assumptions() -> None:
