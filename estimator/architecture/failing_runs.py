@@ -62,11 +62,10 @@ def _refuse_uneven_groups(case: Case, spec: ModelSpec) -> None:
             continue
         for features in layer.attention.cached_features:
             if case.sequence_length * features % GROUP:
-                raise CaseError(
+                raise UnsupportedError(
                     f"sequence_length is {case.sequence_length}, but a quantized cache has groups "
                     f"of {GROUP}, into which {features} features a token of {spec.name} then do "
-                    "not go: use a multiple of 64, or cache dynamic",
-                    field="sequence_length",
+                    "not go: use a multiple of 64, or cache dynamic"
                 )
 
 
