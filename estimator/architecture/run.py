@@ -149,6 +149,16 @@ class Run:
         self.total += allocated - self.ledger.get(component, 0)
         self.ledger[component] = allocated
 
+    def restate(self, component: str, more: int) -> None:
+        """A component has had so many bytes more since loading, at every instant."""
+        self.ledger[component] = self.ledger.get(component, 0) + more
+        self.total += more
+        for phase, instant in self.instants.items():
+            instant.allocated += more
+            instant.base[component] = instant.base.get(component, 0) + more
+            if phase != "load":
+                self.phases[phase] = [size + more for size in self.phases[phase]]
+
     def rename(self, old: str, new: str, allocated: int) -> None:
         """So many bytes turn out to be something else."""
         self.ledger[old] = self.ledger.get(old, 0) - allocated

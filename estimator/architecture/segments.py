@@ -21,7 +21,7 @@ from estimator.architecture.inventory import (
     weight_sizes,
     weights,
 )
-from estimator.architecture.optimizer import optimizer_memory, optimizer_sizes
+from estimator.architecture.optimizer import optimizer_sizes
 from estimator.architecture.player import Player, Seen
 from estimator.architecture.script import Script
 from estimator.architecture.training import play_training
@@ -129,7 +129,6 @@ def _train(
     tensors, width = trainable(case, items)
     unused = idle(case, items)
     sizes = optimizer_sizes(case, tensors, width, spec, unused)
-    states = optimizer_memory(case, tensors, width, spec, unused).states.allocated_bytes
     gradients = held(tensors[::-1], width).allocated_bytes
     player.make_all([8 * case.batch_size * case.sequence_length] * 3, "batch")
     phases: dict[str, PhaseSeen] = {}
@@ -145,7 +144,7 @@ def _train(
         seen = player.begin()
         if not step:
             player.make_all(sizes.states, "optimizer_states")
-            player.settle("optimizer_states", states)
+            player.settle("optimizer_states", scripts[0].ledger["optimizer_states"])
         player.make_in_turn(sizes.temporaries)
         player.free_all("gradients")
         phases["optimizer_step"] = PhaseSeen(seen, player.beyond)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from estimator.allocator import expected_block
+from estimator.allocator import expected_block, round_block
 from estimator.architecture import layer as blocks
 from estimator.architecture import older, shared_layers
 from estimator.architecture.autograd import run_backward
@@ -18,7 +18,7 @@ from estimator.architecture.events import Storage
 from estimator.architecture.head_loss import head_loss, tied_table
 from estimator.architecture.inventory import Held, Inventory, held, idle, trainable, weights
 from estimator.architecture.masks import attention_masks, distance_bytes, kept_masks
-from estimator.architecture.optimizer import optimizer_memory
+from estimator.architecture.optimizer import optimizer_memory, optimizer_sizes
 from estimator.architecture.outside import (
     EMBEDDED,
     TOKEN_INPUTS,
@@ -83,13 +83,29 @@ def play_training(case: Case, spec: ModelSpec, items: Inventory, run: Run) -> Ru
         run.change("gradients", gradients.allocated_bytes, gradients.requested_bytes)
     run.phases["load"] = [loaded + batch, loaded + batch]
     _forward_and_backward(run, spec, ctx, case)
+    states = optimizer.states.allocated_bytes
+    if case.lora is None and case.optimizer != "adagrad" and _left(run) > states:
+        # The first step made them of what its activations left: cut from large blocks, they keep no
+        # rests. Those of adapters are a small share.
+        sizes = optimizer_sizes(case, trained, width, spec, idle(case, items)).states
+        run.restate("optimizer_states", sum(round_block(size) for size in sizes) - states)
     run.begin("optimizer_step")
-    # What backward left besides gradients is gone; the sum of the gradients is exact.
+    # What backward left besides gradients and the loss is gone; the sum of the gradients is exact.
+    run.correct("activations", 0)
+    run.correct("temporaries", batch + expected_block(4))
     run.correct("gradients", gradients.allocated_bytes)
+    standing = base + optimizer.states + gradients
+    run.requested = standing.requested_bytes + batch + 4 + 2 * workspace_bytes(case.gpu)
     temporary = optimizer.temporary
     run.spike("temporaries", temporary.allocated_bytes, temporary.requested_bytes, optimizer.why)
     run.change("gradients", -gradients.allocated_bytes, -gradients.requested_bytes)
     return run
+
+
+def _left(run: Run) -> int:
+    """Return the bytes that the first step leaves in the cache when its gradients are there."""
+    highest = max(run.instants[phase].allocated for phase in ("forward", "backward"))
+    return highest - run.total
 
 
 def _forward_and_backward(run: Run, spec: ModelSpec, ctx: Context, case: Case) -> None:
