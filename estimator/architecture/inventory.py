@@ -216,7 +216,7 @@ def _table_width(case: Case, items: Inventory, loaded: bool) -> int:
 
 def weights(case: Case, items: Inventory, loaded: bool = False) -> Held:
     """Return the bytes of all parameters and buffers, once they have run or as `loaded`."""
-    return held(weight_sizes(case, items, loaded), 1)
+    return _weights(*_as_kept(case, items, loaded))
 
 
 def weight_sizes(case: Case, items: Inventory, loaded: bool = False) -> tuple[int, ...]:
@@ -226,7 +226,15 @@ def weight_sizes(case: Case, items: Inventory, loaded: bool = False) -> tuple[in
         loaded: as loading leaves them; the first forward pass of some models casts a table of
             positions.
     """
-    return _weight_sizes(
+    return _weight_sizes(*_as_kept(case, items, loaded))
+
+
+_Kept = tuple[Inventory, int, int, str | None, bool, int, bool]
+"""All that the weights' bytes depend on: the arguments of `_weight_sizes`."""
+
+
+def _as_kept(case: Case, items: Inventory, loaded: bool) -> _Kept:
+    return (
         items,
         4 if prepared(case) else WIDTHS[case.dtype],
         WIDTHS[case.dtype],
@@ -235,6 +243,12 @@ def weight_sizes(case: Case, items: Inventory, loaded: bool = False) -> tuple[in
         _table_width(case, items, loaded or not case.training) if items.table else 0,
         stack_of(case).rotary_caches,
     )
+
+
+@lru_cache(maxsize=64)
+def _weights(*kept: *_Kept) -> Held:
+    # Remembered by what it depends on: thousands of sizes take long to be compared.
+    return held(_weight_sizes(*kept), 1)
 
 
 @lru_cache(maxsize=64)
