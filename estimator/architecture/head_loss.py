@@ -78,7 +78,7 @@ class _Standard:
     def forward(self, tape: Tape, x: Tensor) -> tuple[list[Event], list[Event]]:
         spec, ctx = self.spec, self.ctx
         scores = blocks.logits(tape, x, spec, ctx, ctx.tokens)
-        if ctx.stack.shifted_logits:
+        if ctx.stack.shifted_logits and not spec.plain_loss:
             upcast = spec.model_type not in ctx.stack.uncast_loss_types
             self._value = older.shifted_loss(tape, scores, upcast, ctx)
         else:

@@ -296,7 +296,9 @@ def _layer_passes(
             kinds.passes[key] = played
         kinds.order.append(key)
         grad, width = kinds.passes[key].out_grad, kinds.passes[key].out_width
-        outside = kinds.passes[key].outside
+        # A layer like an earlier one was played before others named what theirs read.
+        known = {one.name for one in outside}
+        outside += tuple(one for one in kinds.passes[key].outside if one.name not in known)
     return kinds
 
 

@@ -309,7 +309,8 @@ class ModelSpec:
     tables_by_sequence: bool = False
     """Whether each sequence has a cos and a sin of its own (Qwen 3.5's three positions)."""
     plain_loss: bool = False
-    """Whether the loss is computed in the logits' dtype, of labels as they come (BART)."""
+    """Whether the loss is computed in the logits' dtype, of labels as they come (BART), by every
+    stack."""
     residual_fp32: bool = False
     """Whether what flows from layer to layer is in fp32 (Mamba)."""
     logits_fp32: bool = False

@@ -28,6 +28,15 @@ BIGCODE = {
     "n_head": 8,
     "n_positions": 2048,
 }
+BART = {
+    "model_type": "bart",
+    "vocab_size": 30000,
+    "d_model": 512,
+    "decoder_layers": 3,
+    "decoder_ffn_dim": 2048,
+    "decoder_attention_heads": 8,
+    "max_position_embeddings": 1024,
+}
 QLORA = {
     "method": "lora",
     "quantization": "nf4",
@@ -52,6 +61,8 @@ QLORA = {
         {"stack": "fms-acceleration", "gradient_checkpointing": True, **QLORA},
         {"stack": "fms-acceleration", "gradient_checkpointing": True, "method": "lora"},
         {"stack": "transformers-4.48", "model": BIGCODE, "gradient_checkpointing": True},
+        {"stack": "transformers-4.48", "model": BART, "keep_logits": True},
+        {"stack": "transformers-4.48", "model": BART, "method": "lora"},
     ],
 )
 def test_training_as_an_older_stack_did(changes: dict[str, Any]) -> None:

@@ -397,6 +397,20 @@ def test_gemma3n_flows_in_streams_and_cuts_the_gates_of_its_first_layers_off() -
     assert cut == [True, False, False, False]
 
 
+def test_layers_like_earlier_ones_stand_between_named_keys_and_those_that_read_them() -> None:
+    sliding, full = "sliding_attention", "full_attention"
+    fields = {
+        **GEMMA3N,
+        "intermediate_size": 256,
+        "num_hidden_layers": 7,
+        # The fifth is like the first, which was played before the fourth named its keys.
+        "layer_types": [sliding, sliding, full, full, sliding, sliding, full],
+        "num_kv_shared_layers": 1,
+    }
+    case = {"model": fields, "task": "training", "sequence_length": 64}
+    assert estimate(Case.from_dict(case)).peak.phase == "backward"
+
+
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
