@@ -61,7 +61,7 @@ def _before_layers(spec: ModelSpec, lora: Lora | None) -> Iterator[Place]:
         yield Place("parameter", spec.token_tables.rows * spec.token_tables.features)
         yield from _linear(spec.token_tables.projection, lora)
     if spec.position_rows:
-        yield Place("parameter", spec.position_rows * spec.hidden_size)
+        yield Place("parameter", spec.position_rows * spec.summed_size)
     for projection in (spec.project_out, spec.project_in):
         if projection is not None:
             yield from _linear(projection, lora)

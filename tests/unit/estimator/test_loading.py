@@ -98,3 +98,21 @@ def test_the_order_of_adapters_is_that_of_the_linears() -> None:
     spec = parse_spec(load_config("Llama-3.2-1B"))
     items = inventory(spec, Lora(r=8, target_modules=("q_proj", "v_proj")))
     assert items.adapters[:4] == (8 * 2048, 2048 * 8, 8 * 2048, 512 * 8)
+
+
+def test_a_table_of_positions_is_as_narrow_as_the_embeddings_that_it_is_added_to() -> None:
+    rembert = {
+        "model_type": "rembert",
+        "vocab_size": 32000,
+        "hidden_size": 1152,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 18,
+        "intermediate_size": 4608,
+        "max_position_embeddings": 512,
+        "input_embedding_size": 256,
+    }
+    lora = {"r": 256, "target_modules": ["dense"]}
+    found = sizes_of(model=rembert, task="training", method="lora", lora=lora)
+    # Of the size of adapters' matrices the table would be if it were as wide as what is hidden.
+    square, matrix = 2 * 1152 * 1152, 4 * 256 * 1152
+    assert found[:7] == [2 * 32000 * 256, *(square,) * 4, matrix, matrix]
