@@ -87,7 +87,15 @@ class Fitting:
         length = longest_sequence(case, answer, room, least)
         changes = None if fits else cheapest_changes(case, played_peaks, room)
         return cls(
-            source, case, room, peaks, fits, batch, length, changes, (_kept_free(room, peaks),)
+            source,
+            case,
+            room,
+            peaks.shown(),
+            fits,
+            batch,
+            length,
+            changes,
+            (_kept_free(room, peaks),),
         )
 
 

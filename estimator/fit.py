@@ -46,19 +46,27 @@ class Peaks:
     """The highest bytes of a run; `reserved_bytes` is None where a source does not know them.
 
     `runs_within` tells whether the run fits in what a card can give PyTorch, in bytes, where a
-    source knows more of that than the peaks say.
+    source knows more of that than the peaks say. `whole` gives the peaks that are shown, where a
+    search does with simpler ones.
     """
 
     phase: str
     allocated_bytes: int
     reserved_bytes: int | None = None
     runs_within: Callable[[int], bool] | None = field(default=None, compare=False, repr=False)
+    whole: Callable[[], Peaks] | None = field(default=None, compare=False, repr=False)
 
     def held_by(self, room: Room) -> bool:
         """Whether the run fits."""
         if self.runs_within is not None:
             return self.runs_within(room.room_bytes)
         return room.holds(self.allocated_bytes, self.reserved_bytes)
+
+    def shown(self) -> Peaks:
+        """Return the peaks that `estimate` gives of the case."""
+        if self.whole is None:
+            return self
+        return replace(self.whole(), runs_within=self.runs_within)
 
 
 Answer = Callable[[Case], Peaks]
@@ -109,14 +117,18 @@ def played_peaks(case: Case) -> Peaks:
     """Answer from the architecture formulas; whether it fits, from the run's blocks, which takes
     ten times as long.
 
+    What its history adds to a small run is in its blocks; a search need not work it out twice.
+
     Raises:
         GpumemError: as `estimate`.
     """
+    from estimator.architecture import estimate_architecture
     from estimator.counters import runs_within
 
-    peaks = estimated_peaks(case)
-    within = cache(partial(runs_within, case, peaks.allocated_bytes))
-    return replace(peaks, runs_within=within)
+    peak = estimate_architecture(case, history=False).peak
+    within = cache(partial(runs_within, case, peak.allocated_bytes))
+    whole = cache(partial(estimated_peaks, case))
+    return Peaks(peak.phase, peak.allocated_bytes, runs_within=within, whole=whole)
 
 
 def largest_batch(case: Case, answer: Answer, room: Room) -> Largest:
@@ -182,7 +194,7 @@ def _search(
         halved = not halved or 2 * (high - low) <= width
     if low < least:
         return Largest(None, None, "memory")
-    return Largest(low, known[low], limit if low == most else "memory")
+    return Largest(low, known[low].shown(), limit if low == most else "memory")
 
 
 def _on_a_line(known: dict[int, Peaks], room: Room, low: int, high: int) -> int:
