@@ -10,6 +10,7 @@ Source: c10/cuda/CUDACachingAllocator.cpp (`round_size`, `get_allocation_size`, 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from estimator.units import MIB, round_up
@@ -83,6 +84,26 @@ def segment_size(block_bytes: int) -> int:
     if block_bytes < MIN_LARGE_BYTES:
         return LARGE_SEGMENT_BYTES
     return round_up(block_bytes, ROUND_LARGE_BYTES)
+
+
+def bytes_of_blocks(sizes: Iterable[int]) -> int:
+    """Return what requests of more than 1 MiB get, made one after the other and never freed.
+
+    As `CachingAllocator` does it, whose blocks and addresses nobody asks for: of what is free, the
+    rests of segments, only sizes matter.
+    """
+    rests: list[int] = []
+    total = 0
+    for size in sizes:
+        wanted = -(-size // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES
+        index = bisect_left(rests, wanted)
+        block = rests.pop(index) if index < len(rests) else segment_size(wanted)
+        rest = block - wanted
+        if rest > SMALL_BYTES:
+            insort(rests, rest)
+            block = wanted
+        total += block
+    return total
 
 
 class CachingAllocator:

@@ -13,7 +13,7 @@ from functools import lru_cache
 from estimator.allocator import (
     MIN_LARGE_BYTES,
     SMALL_BYTES,
-    CachingAllocator,
+    bytes_of_blocks,
     expected_block,
 )
 from estimator.architecture.context import WIDTHS, prepared, stack_of
@@ -57,15 +57,10 @@ def _held(counts: tuple[int, ...], width: int, copies: int) -> Held:
     requested = copies * sum(sizes)
     if not any(SMALL_BYTES < size < MIN_LARGE_BYTES for size in sizes):
         return Held(requested, copies * sum(map(expected_block, sizes)))
-    allocator, small = CachingAllocator(), 0
-    for size in sizes:
-        if size <= SMALL_BYTES:
-            # Small blocks have no rests, and segments of their own.
-            small += expected_block(size)
-            continue
-        for _ in range(copies):
-            allocator.allocate(size)
-    return Held(requested, copies * small + allocator.allocated_bytes)
+    # Small blocks have no rests, and segments of their own.
+    small = copies * sum(expected_block(size) for size in sizes if size <= SMALL_BYTES)
+    large = (size for size in sizes if size > SMALL_BYTES for _ in range(copies))
+    return Held(requested, small + bytes_of_blocks(large))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

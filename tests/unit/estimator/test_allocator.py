@@ -13,6 +13,7 @@ from estimator.allocator import (
     Block,
     CachingAllocator,
     OutOfMemory,
+    bytes_of_blocks,
     expected_block,
     round_block,
     segment_size,
@@ -348,3 +349,11 @@ def test_expected_block_is_what_a_fresh_allocator_gives(size: int) -> None:
         allocator.allocate(size)
     assert count * expected_block(size) <= allocator.allocated_bytes
     assert allocator.allocated_bytes < count * (expected_block(size) + 1)
+
+
+@given(sizes=st.lists(st.integers(MIB + 1, 40 * MIB), max_size=60))
+def test_blocks_that_are_never_freed_are_those_of_the_allocator(sizes: list[int]) -> None:
+    allocator = CachingAllocator()
+    for size in sizes:
+        allocator.allocate(size)
+    assert bytes_of_blocks(sizes) == allocator.allocated_bytes
