@@ -82,7 +82,7 @@ def play_training(case: Case, spec: ModelSpec, items: Inventory, run: Run) -> Ru
         # The last micro-step begins with the gradients of those before.
         run.change("gradients", gradients.allocated_bytes, gradients.requested_bytes)
     run.phases["load"] = [loaded + batch, loaded + batch]
-    _forward_and_backward(run, spec, ctx, case)
+    lingering = _forward_and_backward(run, spec, ctx, case)
     states = optimizer.states.allocated_bytes
     if case.lora is None and case.optimizer != "adagrad" and _left(run) > states:
         # The first step made them of what its activations left: cut from large blocks, they keep no
@@ -90,11 +90,12 @@ def play_training(case: Case, spec: ModelSpec, items: Inventory, run: Run) -> Ru
         sizes = optimizer_sizes(case, trained, width, spec, idle(case, items)).states
         run.restate("optimizer_states", sum(round_block(size) for size in sizes) - states)
     run.begin("optimizer_step")
-    # What backward left besides gradients and the loss is gone; the sum of the gradients is exact.
-    run.correct("activations", 0)
+    # What backward left besides gradients, the loss and what modules keep is gone; the sum of the
+    # gradients is exact.
+    run.correct("activations", lingering.allocated_bytes)
     run.correct("temporaries", batch + expected_block(4))
     run.correct("gradients", gradients.allocated_bytes)
-    standing = base + optimizer.states + gradients
+    standing = base + optimizer.states + gradients + lingering
     run.requested = standing.requested_bytes + batch + 4 + 2 * workspace_bytes(case.gpu)
     temporary = optimizer.temporary
     run.spike("temporaries", temporary.allocated_bytes, temporary.requested_bytes, optimizer.why)
@@ -108,7 +109,8 @@ def _left(run: Run) -> int:
     return highest - run.total
 
 
-def _forward_and_backward(run: Run, spec: ModelSpec, ctx: Context, case: Case) -> None:
+def _forward_and_backward(run: Run, spec: ModelSpec, ctx: Context, case: Case) -> Held:
+    """Play both, and return what modules keep of them to the next step."""
     accumulates = case.gradient_accumulation_steps > 1
     run.begin("forward")
     embedding = Tape(accumulate=accumulates)
@@ -126,9 +128,8 @@ def _forward_and_backward(run: Run, spec: ModelSpec, ctx: Context, case: Case) -
         # Each layer is given it, which checkpointing keeps.
         copied.storage.saved = ctx.checkpointing
     run.play(Pass.of(embedding.take_events(), "embeddings"))
-    for key in kinds.order:
-        left = kinds.passes[key].lingering
-        run.change("activations", left.allocated_bytes, left.requested_bytes)
+    lingering = sum((kinds.passes[key].lingering for key in kinds.order), Held())
+    run.change("activations", lingering.allocated_bytes, lingering.requested_bytes)
     tables, positions = rotary_tables(spec, ctx), position_bytes(spec, ctx)
     shared = tables if ctx.checkpointing or tables_saved(spec) else 0
     # Checkpointing keeps every argument of a layer, and a learned table the indices as they are.
@@ -235,6 +236,7 @@ def _forward_and_backward(run: Run, spec: ModelSpec, ctx: Context, case: Case) -
     kept_scores = loss.kept
     if kept_scores is not None:
         run.change("logits", -kept_scores.allocated, -kept_scores.requested)
+    return lingering
 
 
 def _play_each(run: Run, passes: list[Pass]) -> None:

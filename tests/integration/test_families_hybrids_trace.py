@@ -192,3 +192,15 @@ def test_several_sequences_that_a_norm_mixes_up_are_refused() -> None:
     model = {**FALCON_H1, "mamba_rms_norm": True}
     with pytest.raises(UnsupportedError, match="several sequences with falcon_h1"):
         estimate(Case.from_dict({"model": model, "batch_size": 2, "max_new_tokens": 8}))
+
+
+def test_what_modules_keep_of_checkpointing_is_there_after_the_step() -> None:
+    fields = {"model": FAMILIES["recurrent_gemma"], **RUNS["full, checkpointing, eager"]}
+    case = Case.from_dict({**fields, "optimizer": "sgd", "batch_size": 16, "sequence_length": 512})
+    ends = [
+        {phase.name: phase.end_allocated_bytes for phase in source(case).phases}
+        for source in (estimate, trace_case)
+    ]
+    assert ends[0]["optimizer_step"] == pytest.approx(ends[1]["optimizer_step"], rel=0.01)
+    # Weights and the cuBLAS workspaces alone would be far less.
+    assert ends[1]["optimizer_step"] > 1.2 * ends[1]["load"] + 2 * 8_519_680
