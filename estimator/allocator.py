@@ -12,6 +12,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from estimator.units import MIB, round_up
 
@@ -57,6 +58,7 @@ def round_block(size_bytes: int) -> int:
     return max(MIN_BLOCK_BYTES, round_up(size_bytes, MIN_BLOCK_BYTES))
 
 
+@lru_cache(maxsize=1 << 14)
 def expected_block(size_bytes: int) -> int:
     """Return the block that a request most likely gets, without playing the allocator.
 

@@ -87,7 +87,11 @@ def load_config(model: str | dict[str, Any]) -> ModelConfig:
 
 
 def _from_catalogue(entry: CatalogueEntry, *notes: str) -> ModelConfig:
-    config = copy.deepcopy(entry.config)
+    # Most values are numbers and words, which need no copy.
+    config = {
+        key: copy.deepcopy(value) if isinstance(value, dict | list) else value
+        for key, value in entry.config.items()
+    }
     return ModelConfig(entry.name, config, "catalogue", entry.parameters, notes=notes)
 
 

@@ -36,7 +36,11 @@ def run_backward(
     }
     buffers[id(out)] = (grad, False)
     for outs, inputs, kinds, saved, temporaries, new_viewed, saving in reversed(tape.nodes):
-        known = [buffers.pop(key) for out in outs if (key := id(out)) in buffers]
+        if len(outs) == 1:
+            buffer = buffers.pop(id(outs[0]), None)
+            known = [] if buffer is None else [buffer]
+        else:
+            known = [buffers.pop(key) for out in outs if (key := id(out)) in buffers]
         region = tape.regions.get(id(saved)) if saving and tape.regions else None
         if not known:
             tape.forget(saved)
@@ -48,7 +52,7 @@ def run_backward(
         if region is not None:
             region.unpack(tape)
         incoming, viewed = known[0]
-        held = [tape.allocate(size) for size in temporaries]
+        held = [tape.allocate(size) for size in temporaries] if temporaries else ()
         made: list[tuple[Tensor, Storage, bool]] = []
         for tensor, kind in zip(inputs, kinds, strict=True):
             if not tensor.grad:
