@@ -22,6 +22,11 @@ from estimator.architecture.embeddings import embeddings
 from estimator.architecture.events import Storage
 from estimator.architecture.inventory import Held, Inventory, position_table, weights
 from estimator.architecture.kernels import kernel
+from estimator.architecture.layer_passes import (
+    block_input,
+    probabilities,
+    rotary_tables,
+)
 from estimator.architecture.masks import attention_masks, distance_bytes
 from estimator.architecture.outside import state_names
 from estimator.architecture.parts import cast
@@ -30,11 +35,6 @@ from estimator.architecture.run import Growth, Pass, Run
 from estimator.architecture.sparse_latent import held_choice
 from estimator.architecture.stretches import distinct_layers, layer_numbers, stretches
 from estimator.architecture.tape import Tape, Tensor
-from estimator.architecture.training import (
-    block_input,
-    probabilities,
-    rotary_tables,
-)
 from estimator.case import Case
 from estimator.gpus import workspace_bytes
 from estimator.spec import Layer, Mixer, ModelSpec, Moe
