@@ -8,6 +8,7 @@ from typing import Any
 
 from app.output import SOURCES, table, wrap
 from estimator.case import Case
+from estimator.config_source import load_config
 from estimator.fit import (
     Answer,
     Changes,
@@ -95,7 +96,7 @@ class Fitting:
             batch,
             length,
             changes,
-            (_kept_free(room, peaks),),
+            (*load_config(case.model).notes, _kept_free(room, peaks)),
         )
 
 

@@ -53,6 +53,13 @@ def test_quiet_is_one_sentence_and_check_a_finding() -> None:
     assert fitting.stdout.startswith("L4: fits; ")
 
 
+def test_what_was_decided_about_the_configuration_is_said() -> None:
+    done = gpumem("Llama-3.2-1B-Instruct", "--gpu", "L4", "--json")
+    assert done.returncode == 0, done.stderr
+    note = "Llama-3.2-1B-Instruct is taken to have meta-llama/Llama-3.2-1B's shapes"
+    assert json.loads(done.stdout)["assumptions"].count(note) == 1
+
+
 def test_json() -> None:
     data = json.loads(gpumem(*RUN, "--json").stdout)
     assert data["source"] == "architecture"
